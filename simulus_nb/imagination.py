@@ -14,60 +14,62 @@ from torch import Tensor
 from .controller import Controller, LSTMState, entropy, log_prob, sample_categorical
 from .replay import Segment
 from .returns import ReturnScale, lambda_return
-from .spaces import TokenLayout
+from .spaces import TokenLayout, UserError
 from .world_model import Prediction, WorldModel
 
-# %% ../nbs/14_imagination.ipynb #c003
+# %% ../nbs/14_imagination.ipynb #c005
 def sample_observation(
     layout: TokenLayout,
     prediction: Prediction,                       # logits (B, P, ...)
     generator: torch.Generator | None = None,
 ) -> Tensor:                                      # (B, P, S) int64
-    "ẑ ~ p(ẑ | y), every token on its own."
+    "ẑ ~ p(ẑ | y), every token (and every channel of a map cell) on its own: Eq. (14.3)."
     parts = []
     for g in layout.groups:
-        channels = [sample_categorical(logits, generator) for logits in prediction.obs[g.key]]
+        channels = [sample_categorical(logits, generator) for logits in prediction.obs[g.key]]     # Eq. (14.3)
         parts.append(torch.stack(channels, -1).flatten(-2))
     return torch.cat(parts, -1)
 
-# %% ../nbs/14_imagination.ipynb #c004
+# %% ../nbs/14_imagination.ipynb #c007
 @dataclass
 class Dream:
-    "An imagined trajectory of H observations and H - 1 transitions, and the state of C before it."
+    "An imagined trajectory, Eq. (14.1): H observations and H - 1 transitions, and the state of C before it."
     z: Tensor                                     # (B, H, S) z_1 is real, the rest imagined
     action: Tensor                                # (B, H, K_a); the last one is not taken (zeros)
     reward: Tensor                                # (B, H) r̄_t, 0 at t = H
     done: Tensor                                  # (B, H) d_t in {0, 1}, 0 at t = H
-    alive: Tensor                                 # (B, H) 1 until the first d_t = 1, that step included
+    alive: Tensor                                 # (B, H) m_t: 1 until the first d_t = 1, that step included
     start: LSTMState                              # C after the context, before z_1
 
-# %% ../nbs/14_imagination.ipynb #c005
+# %% ../nbs/14_imagination.ipynb #c009
 @torch.no_grad()
 def imagine(
-    world_model: WorldModel,
+    world_model: WorldModel,                      # in evaluation mode: dropout would disturb the dream
     controller: Controller,
     context: Segment,                             # real steps; its last row is where the dream begins
-    horizon: int,                                 # H observations
-    generator: torch.Generator | None = None,
+    horizon: int,                                 # H observations, at least 2
+    generator: torch.Generator | None = None,     # on the device of the context
 ) -> Dream:
-    "Roll M and C forward from the end of a real context, without gradient."
+    "Roll M and C forward from the end of a real context: Eq. (14.2). Reads neither real rewards nor real ends."
+    if horizon < 2:
+        raise UserError(f"a dream needs a horizon of 2 observations or more, got {horizon}")
     before = context.mask[:, :-1]
     memory = world_model.remember(context.z[:, :-1], context.action[:, :-1], before)
     start = state = controller.remember(context.z[:, :-1], context.action[:, :-1], before)
     z, alive, steps = context.z[:, -1], torch.ones(len(context.z), device=context.z.device), []
     for _ in range(horizon - 1):
         logits, _, state = controller.step(z, state)
-        action = sample_categorical(logits, generator)
+        action = sample_categorical(logits, generator)                          # Eq. (14.2), a_t ~ π
         state = controller.act(action, state)
-        prediction, memory = world_model(z[:, None], action[:, None], memory)
-        reward = world_model.reward.decode(prediction.reward.float())[:, 0]
-        done = (torch.rand(z.shape[0], device=z.device, generator=generator) < prediction.done[:, 0].float().sigmoid()).float()
+        prediction, memory = world_model(z[:, None], action[:, None], memory)   # Eq. (14.2), M(τ_t)
+        reward = world_model.reward.decode(prediction.reward)[:, 0]             # Eq. (14.5)
+        done = (torch.rand(len(z), device=z.device, generator=generator) < prediction.done[:, 0].float().sigmoid()).float()     # Eq. (14.4)
         steps.append((z, action, reward, done, alive))
-        z, alive = sample_observation(world_model.layout, prediction, generator)[:, 0], alive * (1 - done)
+        z, alive = sample_observation(world_model.layout, prediction, generator)[:, 0], alive * (1 - done)      # Eqs. (14.3), (14.6)
     steps.append((z, torch.zeros_like(action), torch.zeros_like(reward), torch.zeros_like(done), alive))
-    return Dream(*(torch.stack(x, 1) for x in zip(*steps)), start)
+    return Dream(*(torch.stack(x, 1) for x in zip(*steps)), start)              # Eq. (14.1)
 
-# %% ../nbs/14_imagination.ipynb #c006
+# %% ../nbs/14_imagination.ipynb #c017
 @dataclass(frozen=True)
 class ControllerLossConfig:
     "What C maximises."
@@ -79,22 +81,21 @@ class ControllerLossConfig:
 def controller_loss(
     controller: Controller,
     dream: Dream,
-    scale: ReturnScale,                           # running return scale c; updated here
+    scale: ReturnScale,                           # running return scale c, made for B * (H - 1) returns; updated here
     config: ControllerLossConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    "L_critic + L_π over the steps of a dream before its end, in one batched pass of C."
+    "L_critic + L_π over the steps of a dream before its end, in one batched pass of C: Eq. (14.15)."
     logits, value_logits, _ = controller(dream.z, dream.action, dream.start)
-    value = controller.value.decode(value_logits.detach().float())
-    target = lambda_return(dream.reward, dream.done, value, gamma=config.gamma, lam=config.lam)[:, :-1]
-    weight = dream.alive[:, :-1]
-    scale.update(torch.where(weight > 0, target, target[:, :1]))
-    weight = weight / weight.sum()
-    advantage = (target - value[:, :-1]) / scale.value.clamp(min=1)
-    kind = controller.action_spec.kind
-    bonus = entropy(logits[:, :-1], kind)
-    objective = advantage * log_prob(logits[:, :-1], dream.action[:, :-1], kind) + config.entropy * bonus
-    actor = -(objective * weight).sum()
-    critic = (controller.value.loss(value_logits[:, :-1].float(), target) * weight).sum()
-    metrics = dict(actor=actor, critic=critic, entropy=(bonus * weight).sum(), value=(value[:, :-1] * weight).sum(),
-                   imagined_return=target[:, 0].mean(), return_scale=scale.value, dream_length=dream.alive.sum(1).mean())
-    return actor + critic, {k: v.detach() for k, v in metrics.items()}
+    value = controller.value.decode(value_logits.detach())                      # (B, H), a number to the rest: sg
+    target = lambda_return(dream.reward, dream.done, value, gamma=config.gamma, lam=config.lam)[:, :-1]     # Eq. (12.1)
+    alive, logits, kind = dream.alive[:, :-1].to(value.dtype), logits[:, :-1], controller.action_spec.kind
+    share = alive / alive.sum()
+    mean = lambda x: (x * share).sum()                                          # Eq. (14.11)
+    c = scale.update(torch.where(alive > 0, target, target[:, :1]))
+    advantage = (target - value[:, :-1]) / c.clamp(min=1)                       # Eq. (12.9)
+    bonus = entropy(logits, kind)
+    actor = -mean(advantage * log_prob(logits, dream.action[:, :-1], kind) + config.entropy * bonus)        # Eqs. (14.12), (14.13)
+    critic = mean(controller.value.loss(value_logits[:, :-1], target))          # Eq. (14.14)
+    metrics = dict(actor=actor, critic=critic, entropy=mean(bonus), value=mean(value[:, :-1]), imagined_return=target[:, 0].mean(),
+                   return_scale=c.clone(), dream_length=dream.alive.sum(1).mean())
+    return actor + critic, {k: v.detach() for k, v in metrics.items()}          # Eq. (14.15)

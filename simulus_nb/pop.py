@@ -11,43 +11,45 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .retention import block_states, read_blocks
-from .retnet import RetNet, RetNetLayer, rotate
+from .retnet import RetNet, RetNetLayer, merge_heads, reframe, to_heads
+from .spaces import UserError
 
-# %% ../nbs/10_pop.ipynb #c003
+# %% ../nbs/10_pop.ipynb #c009
 def pop_reference(
     net: RetNet,                      # the sequence model f_θ
     x: Tensor,                        # (B, T, L, d) embedded blocks
     xu: Tensor,                       # (K, d) learned prediction tokens X^u
     state: Tensor | None = None,      # (layers, B, h, d_k, d_v)
 ) -> tuple[Tensor, Tensor]:           # Y^u (B, T, K, d), state after block T
-    "Step to S_t, then call f_θ(S_t, X^u) and forget the state it leaves: word for word, slowly."
+    "Step to S_t, then call f_θ(S_t, X^u) and forget the state it leaves: Eq. (10.2) word for word, slowly."
     outputs = []
     for t in range(x.shape[1]):
         _, state = net(x[:, t : t + 1], state)
-        yu, _ = net(xu.expand(len(x), 1, -1, -1), state)
+        yu, _ = net(xu.expand(len(x), 1, -1, -1), state)        # Eq. (10.2)
         outputs.append(yu)
     return torch.cat(outputs, 1), state
 
-# %% ../nbs/10_pop.ipynb #c004
+# %% ../nbs/10_pop.ipynb #c013
 def project(
     layer: RetNetLayer,               # one layer of f_θ
     h: Tensor,                        # (B, n + P*K, d) residual stream: context, then predictions
     n: int,                           # context tokens T*L
-    xu: Tensor | None = None,         # (P*K, d) in the first layer, where the prediction tokens are the same in every row
+    xu: Tensor | None = None,         # (K, d) in the first layer, where prediction tokens are the same at all times in all rows
     last: bool = False,               # the last layer: of the context only keys and values are read
-) -> tuple:                           # (q, k, v, gate) of the context (q and gate are None if last) and of the predictions
+) -> tuple[Tensor, Tensor, Tensor]:   # q|k|v of the context (B, n, 3d) (last: k|v), q|k|v of the predictions (B or 1, P*K, 3d), gate of what goes on
     "Normalise and project both streams: one call, except where part of the work would be wasted."
-    norm, d = layer.norm_retention, h.shape[-1]
+    d, norm = h.shape[-1], layer.norm_retention
     if xu is None and not last:
-        x, u = layer.qkvg(norm(h)).split([n, h.shape[1] - n], 1)
-        return x.chunk(4, -1), u.chunk(4, -1)
-    u = layer.qkvg(norm(h[:, n:] if xu is None else xu[None]))
+        qkv, gate = layer.qkvg(norm(h)).split([3 * d, d], -1)
+        return *qkv.split([n, h.shape[1] - n], 1), gate
+    u = layer.qkvg(norm(h[:, n:])) if xu is None else layer.qkvg(norm(xu)).repeat((h.shape[1] - n) // len(xu), 1)[None]
+    u, gate = u.split([3 * d, d], -1)
     if last:
-        k, v = F.linear(norm(h[:, :n]), layer.qkvg.weight[d : 3 * d]).chunk(2, -1)
-        return (None, k, v, None), u.chunk(4, -1)
-    return layer.qkvg(norm(h[:, :n])).chunk(4, -1), u.chunk(4, -1)
+        return F.linear(norm(h[:, :n]), layer.qkvg.weight[d : 3 * d]), u, gate
+    x, gate_x = layer.qkvg(norm(h[:, :n])).split([3 * d, d], -1)
+    return x, u, torch.cat([gate_x, gate.expand(len(h), -1, -1)], 1)
 
-# %% ../nbs/10_pop.ipynb #c005
+# %% ../nbs/10_pop.ipynb #c017
 def pop(
     net: RetNet,                      # the sequence model f_θ
     x: Tensor,                        # (B, T, L, d) embedded blocks
@@ -56,26 +58,22 @@ def pop(
     mask: Tensor | None = None,       # (B, T) False where a block is padding: it writes nothing to the state
     first: int = 1,                   # predict from S_first, ..., S_T only (1-based); first = T + 1 predicts nothing
 ) -> tuple[Tensor, Tensor]:           # Y^u (B, T - first + 1, K, d), state after block T
-    "All next observations of a segment in one pass, equal to `pop_reference`."
-    (B, T, L, d), K, P = x.shape, len(xu), x.shape[1] - first + 1
-    at = net.tables(T, L, x)
-    keep = None if mask is None else mask[:, None, :, None, None].to(x.dtype)
-    turn_x = lambda t: rotate(layer.split(t, L), at.cos[:T], at.sin[:T])
-    turn_u = lambda t: rotate(layer.split(t, K), at.cos[first:, :K], at.sin[first:, :K])
-    h, states = torch.cat([x.flatten(1, 2), xu.repeat(P, 1).expand(B, P * K, d)], 1), []
+    "All next observations of a segment in one pass, equal to `pop_reference`: Eqs. (10.2), (10.7)."
+    (B, T, L, d), K, P = x.shape, len(xu), x.shape[1] + 1 - first
+    if not 1 <= first <= T + 1: raise UserError(f"first must be between 1 and T + 1 = {T + 1}, not {first}")
+    at, states = net.tables(T, L, x), []
+    here = [t[..., :T, :, :] for t in (at.cos, at.sin)]                 # block t at (t-1)L
+    there = [t[..., first:, :K, :] for t in (at.cos, at.sin)]           # Eq. (10.6): its questions at tL
+    h = torch.cat([x.flatten(1, 2), xu.repeat(P, 1).expand(B, P * K, d)], 1)
     for i, layer in enumerate(net.layers):
         last = i == len(net.layers) - 1
-        (qx, kx, vx, gx), (qu, ku, vu, gu) = project(layer, h, T * L, xu if i == 0 else None, last)
-        if i == 0:
-            qu, ku, vu, gu = (t.repeat(1, P, 1) for t in (qu, ku, vu, gu))
-        kx, vx = turn_x(kx * layer.scale), layer.split(vx, L)
-        vx = vx if keep is None else vx * keep
-        s = block_states(kx, vx, net.decay, None if state is None else state[i], tables=at.decay)
-        o = layer.merge(read_blocks(turn_u(qu), turn_u(ku * layer.scale), layer.split(vu, K), s[:, :, first:], net.decay, tables=at.decay))
-        if last:                                      # nobody reads the context's last outputs
-            h = layer.update(h[:, T * L :], o, gu)
-        else:
-            ox = layer.merge(read_blocks(turn_x(qx), kx, vx, s[:, :, :-1], net.decay, tables=at.decay))
-            h = layer.update(h, torch.cat([ox, o], 1), torch.cat([gx, gu.expand(B, -1, -1)], 1))
-        states.append(net.reframe(s[:, :, -1], at))
-    return h.view(B, P, K, d), torch.stack(states)
+        cx, cu, gate = project(layer, h, T * L, xu if i == 0 else None, last)
+        *qx, kx, vx = to_heads(cx, layer.heads, *here)
+        if mask is not None: vx = vx * mask[:, None, :, None, None]     # Eq. (10.8)
+        S = block_states(kx, vx, net.decay, None if state is None else state[i], tables=at.decay)
+        o = merge_heads(read_blocks(*to_heads(cu, layer.heads, *there), S[:, :, first:], net.decay, tables=at.decay))   # Eq. (10.7)
+        if last: h = h[:, T * L:]                                       # nobody reads the context's last outputs
+        else: o = torch.cat([merge_heads(read_blocks(*qx, kx, vx, S[:, :, :-1], net.decay, tables=at.decay)), o], 1)
+        h = layer.update(h, o, gate)
+        states.append(reframe(S[:, :, -1], at))
+    return h.view(B, P, K, d), torch.stack(states)                      # Eq. (10.2) for all t

@@ -103,7 +103,7 @@ class EpisodeTable(RowTable):
         values = {name: x[-self.ring:] for name, x in values.items()}       # more than the ring holds: only the newest stay
         at, tensors = self.rows_of(env, values["position"]), self.tensors()
         for name, x in values.items():
-            tensors[name][at] = torch.from_numpy(np.ascontiguousarray(x)).to(self.device, tensors[name].dtype)
+            tensors[name][at] = torch.from_numpy(x.copy()).to(self.device, tensors[name].dtype)
         self.written[env] += n
         self.open_start[env] = None if rows.last[-1] else int(start[-1])
         self._lists = None

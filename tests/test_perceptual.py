@@ -1,6 +1,7 @@
 "LPIPS: the metric's properties, its frozen parameters, reproducible random weights, and errors that fail fast."
 import hashlib
 import io
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -43,8 +44,7 @@ def test_equals_the_package(loss, batch, height, width, seed):
 
 def test_heads_are_the_learnt_ones_and_not_negative(loss):
     package = import_lpips()
-    from pathlib import Path
-    saved = torch.load(Path(package.__file__).parent / "weights/v0.1/vgg.pth", weights_only=True)
+    saved = torch.load(Path(package.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu", weights_only=True)
     for l, head in enumerate(loss.heads):
         assert torch.equal(head.weight, saved[f"lin{l}.model.1.weight"]) and (head.weight >= 0).all()
 

@@ -1,0 +1,245 @@
+"C: whole sequence = step by step, padding, causality, rows, gradients, distributions; the LSTM against nn.LSTMCell, probabilities against torch.distributions."
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from torch.distributions import Categorical, Independent
+
+from simulus_nb.controller import (ActorCritic, Controller, ControllerConfig, ModalityEncoder, Trunk, entropy, log_prob,
+                                   sample_categorical)
+from simulus_nb.spaces import ActionSpec, TokenGroup, TokenLayout
+
+IMAGE = TokenGroup("obs", "image", 4, (8,), grid=(2, 2))
+VECTOR = TokenGroup("sensor", "vector", 3, (9,))
+LIGHTS = TokenGroup("lights", "categorical", 2, (5,), sizes=(5, 2))
+MAP = TokenGroup("map", "grid", 6, (4, 3), grid=(2, 3))
+LAYOUTS = {"image": TokenLayout((IMAGE,)), "vector": TokenLayout((VECTOR,)), "all": TokenLayout((IMAGE, VECTOR, LIGHTS, MAP))}
+ACTIONS = {"discrete": ActionSpec("discrete", (5,)), "multidiscrete": ActionSpec("multidiscrete", (4, 2, 3)),
+           "continuous": ActionSpec("continuous", (7, 7), (-1.0, -1.0), (1.0, 1.0), (2,), "float32")}
+BOOK = torch.randn(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def make(layout="all", actions="multidiscrete", shared=True, heads=True, seed=0):
+    torch.manual_seed(seed)
+    learned = {"obs": BOOK} if layout != "vector" else {}
+    C = Controller(LAYOUTS[layout], ACTIONS[actions], ControllerConfig(width=12, channels=(5, 4), embedding=4, shared=shared), lambda: learned).double()
+    if heads:
+        for layer in (C.actor, C.critic):
+            nn.init.normal_(layer.weight)
+    return C
+
+
+def tokens(C, B, T, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    sizes = torch.tensor([n for group in C.trunks[0].layout.groups for _, n in
+                          zip(range(group.symbols), list(group.sizes or group.vocab * group.count))])
+    z = (torch.rand(B, T, len(sizes), generator=g) * sizes).long()
+    return z, (torch.rand(B, T, C.action_spec.count, generator=g) * torch.tensor(C.action_spec.nvec)).long()
+
+
+def stepwise(C, z, action, state=None):
+    state, out = C.initial_state(len(z)) if state is None else state, []
+    for t in range(z.shape[1]):
+        logits, value, state = C.step(z[:, t], state)
+        out.append((logits, value))
+        state = C.act(action[:, t], state)
+    return *(torch.stack(x, 1) for x in zip(*out)), state
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("actions", ACTIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_whole_sequence_is_stepwise(layout, actions, shared):
+    C = make(layout, actions, shared)
+    z, action = tokens(C, 3, 5)
+    whole, steps = C(z, action), stepwise(C, z, action)
+    for a, b in zip(whole[:2], steps[:2]):
+        close(a, b)
+    for a, b in zip(whole[2], steps[2]):
+        close(a, b)
+        assert a.shape == (1 if shared else 2, 3, 12)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 4), st.integers(2, 8), st.integers(0, 99), st.booleans())
+def test_a_sequence_can_be_cut_anywhere(B, T, seed, shared):
+    C = make(shared=shared, seed=seed)
+    z, action = tokens(C, B, T, seed)
+    logits, value, end = C(z, action)
+    cut = 1 + seed % (T - 1)
+    _, _, middle = C(z[:, :cut], action[:, :cut])
+    logits2, value2, end2 = C(z[:, cut:], action[:, cut:], middle)
+    close(logits2, logits[:, cut:]), close(value2, value[:, cut:])
+    for a, b in zip(end, end2):
+        close(a, b)
+
+
+def test_lstm_is_a_cell_that_reads_observation_and_action_in_turn():
+    C = make()
+    z, action = tokens(C, 2, 4)
+    trunk, cell = C.trunks[0], nn.LSTMCell(12, 12).double()
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in trunk.lstm.state_dict().items()})
+    h = c = torch.zeros(2, 12, dtype=torch.float64)
+    logits = C(z, action)[0]
+    for t in range(4):
+        h, c = cell(trunk.encode(z[:, t]), (h, c))
+        close(C.heads(h[None])[0], logits[:, t])
+        h, c = cell(trunk.actions(action[:, t]), (h, c))
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 5), st.integers(0, 6), st.integers(0, 99), st.booleans())
+def test_padding_is_forgotten(B, T, seed, shared):
+    C = make(shared=shared)
+    z, action = tokens(C, B, T, seed)
+    begin = torch.randint(T + 1, (B,), generator=torch.Generator().manual_seed(seed))
+    state = C.remember(z, action, torch.arange(T) >= begin[:, None])
+    for b in range(B):
+        alone = C(z[b : b + 1, begin[b]:], action[b : b + 1, begin[b]:])[2] if begin[b] < T else C.initial_state(1)
+        for s, a in zip(state, alone):
+            close(s[:, b], a[:, 0])
+
+
+@pytest.mark.parametrize("layout", ["image", "vector"])
+def test_causality(layout):
+    C = make(layout, "discrete")
+    z, action = tokens(C, 2, 6)
+    logits, value, _ = C(z, action)
+    z2, a2 = z.clone(), action.clone()
+    z2[:, 4:], a2[:, 3:] = (z2[:, 4:] + 1) % 8, (a2[:, 3:] + 1) % 5      # a_3 (0-based) comes after z_3
+    logits2, value2, _ = C(z2, a2)
+    assert torch.equal(logits[:, :4], logits2[:, :4]) and torch.equal(value[:, :4], value2[:, :4])
+    assert (logits[:, 4:] != logits2[:, 4:]).any(-1).all()
+    a2 = action.clone()
+    a2[:, 2] = (a2[:, 2] + 1) % 5                                        # the past action does matter
+    assert torch.equal(C(z, a2)[0][:, :3], logits[:, :3]) and (C(z, a2)[0][:, 3] != logits[:, 3]).all()
+
+
+def test_rows_never_mix():
+    C = make(shared=False)
+    z, action = tokens(C, 4, 3)
+    z2, a2 = tokens(C, 4, 3, seed=1)
+    z2[2], a2[2] = z[2], action[2]
+    for x, y in zip(C(z, action)[:2], C(z2, a2)[:2]):
+        close(x[2], y[2])
+        assert (x[0] != y[0]).any()
+
+
+def test_codebook_gets_no_gradient_and_everything_else_does():
+    book = BOOK.clone().requires_grad_()
+    C = Controller(LAYOUTS["all"], ACTIONS["multidiscrete"], ControllerConfig(width=12, channels=(5, 4), embedding=4), lambda: {"obs": book}).double()
+    for layer in (C.actor, C.critic):
+        nn.init.normal_(layer.weight)
+    z, action = tokens(C, 6, 4)
+    logits, value, _ = C(z, action)
+    (log_prob(logits, action, "multidiscrete").square().sum() + value.square().sum()).backward()
+    assert book.grad is None
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in C.parameters())
+
+
+def test_separate_trunks_keep_gradients_apart():
+    C = make(shared=False)
+    z, action = tokens(C, 2, 3)
+    C(z, action)[1].square().sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in [*C.trunks[0].parameters(), *C.actor.parameters()])
+    assert any(p.grad.any() for p in C.trunks[1].parameters())
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_fresh_controller_has_no_opinion(actions):
+    C = make(actions=actions, heads=False)
+    z, action = tokens(C, 3, 2)
+    logits, value, _ = C(z, action)
+    for j, n in enumerate(C.action_spec.nvec):
+        p = logits[:, :, j].softmax(-1)
+        close(p[..., :n], torch.full_like(p[..., :n], 1 / n))
+        assert (p[..., n:] == 0).all()
+    assert C.value.decode(value).abs().max() < 1e-12
+
+
+def test_atari_shapes_and_size():
+    book = torch.randn(512, 256)
+    frame = TokenGroup("obs", "image", 64, (512,), grid=(8, 8))
+    encoder, seen = ModalityEncoder(frame, ControllerConfig(), lambda: book), []
+    for m in encoder.modules():
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            m.register_forward_hook(lambda m, x, y: seen.append((tuple(x[0].shape), tuple(y.shape))))
+    assert encoder(torch.zeros(3, 64, dtype=torch.long)).shape == (3, 512)
+    assert seen == [((3, 256, 8, 8), (3, 128, 8, 8)), ((3, 128, 8, 8), (3, 64, 8, 8)), ((3, 4096), (3, 512))]
+    C = Controller(TokenLayout((frame,)), ActionSpec("discrete", (18,)), codebooks=lambda: {"obs": book})
+    assert sum(p.numel() for p in C.parameters()) == 4_653_395
+    assert isinstance(C, ActorCritic) and isinstance(C.trunks[0], Trunk) and isinstance(C.trunks[0].fuse, nn.Identity)
+
+
+def test_grid_sees_where_things_are():
+    "Two images of the same codes in other places must not look alike."
+    C = make("image")
+    a, b = C.trunks[0].encode(torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]]))
+    assert (a - b).abs().max() > 1e-3
+
+
+def test_memory_stays_float32_under_autocast():
+    C = make("vector").float()
+    z, action = tokens(C, 2, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, value, state = C(z, action)
+        remembered = C.remember(z, action, torch.ones(2, 3, dtype=torch.bool))
+        assert log_prob(logits, action, "multidiscrete").dtype == torch.float32
+    assert all(s.dtype == torch.float32 for s in (*state, *remembered))
+    for a, b in zip(state, C(z, action)[2]):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 99))
+def test_probabilities_are_those_of_torch_distributions(nvec, seed):
+    g = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(7, len(nvec), max(nvec), generator=g, dtype=torch.float64)
+    valid = torch.arange(max(nvec)) < torch.tensor(nvec)[:, None]
+    masked = logits.masked_fill(~valid, torch.finfo(torch.float64).min)
+    want = Independent(Categorical(logits=masked), 1)
+    action = (torch.rand(7, len(nvec), generator=g) * torch.tensor(nvec)).long()
+    close(log_prob(masked, action, "multidiscrete"), want.log_prob(action))
+    each = torch.stack([Categorical(logits=logits[:, j, :n]).entropy() for j, n in enumerate(nvec)], -1)
+    close(entropy(masked, "multidiscrete"), each.sum(-1))
+    close(entropy(masked, "continuous"), each.mean(-1))
+    close(log_prob(masked, action, "continuous"), want.log_prob(action) / len(nvec))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_masked_options_never_make_nan(dtype):
+    logits = torch.zeros(2, 4, dtype=dtype)
+    logits[:, 2:] = torch.finfo(dtype).min
+    logits = logits[None].requires_grad_()
+    out = entropy(logits, "multidiscrete") + log_prob(logits, torch.zeros(1, 2, dtype=torch.long), "multidiscrete")
+    assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    (grad,) = torch.autograd.grad(out.sum(), logits)
+    assert out.isfinite().all() and grad.isfinite().all() and (grad[..., 2:] == 0).all()
+
+
+def test_entropy_and_log_prob_gradients():
+    logits = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    action = torch.randint(4, (2, 3))
+    assert torch.autograd.gradcheck(lambda x: (entropy(x, "discrete"), log_prob(x, action, "continuous")), logits)
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.integers(2, 7), st.integers(0, 99), st.floats(0.2, 3))
+def test_race_draws_from_softmax(N, seed, spread):
+    g, n = torch.Generator().manual_seed(seed), 40_000
+    logits = spread * torch.randn(N, generator=g)
+    drawn = sample_categorical(logits.expand(n, N), g)
+    p = logits.double().softmax(-1)
+    chi2 = ((torch.bincount(drawn, minlength=N) - n * p).square() / (n * p)).sum()
+    assert chi2 < N - 1 + 6 * (2 * (N - 1)) ** 0.5 + 8              # far in the tail for N - 1 degrees of freedom
+
+
+def test_race_reproduces_and_respects_zeros():
+    logits = torch.tensor([0.0, torch.finfo(torch.float32).min, 1.0, -torch.inf]).expand(5000, 4)
+    draws = [sample_categorical(logits, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert set(draws[0].tolist()) == {0, 2} and draws[0].dtype == torch.int64

@@ -1,0 +1,258 @@
+"Streams in, frames, segments and contexts out: never two episodes mixed, every transition a target."
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulus_nb.envs import Rows
+from simulus_nb.replay import ReplayBuffer, episode_bounds, place_windows, row_bytes
+from simulus_nb.spaces import Modality, ObsSpec, UserError
+
+SPEC = ObsSpec((Modality("label", "categorical", (3,), nvec=(9, 99, 999)),))    # environment, episode, step
+SETTINGS = settings(deadline=None, max_examples=30)
+
+
+def stream(env, lengths, open_steps, truncated=()):
+    "One environment's whole history as `Rows`: episodes of these lengths (each with a final observation), then an open one."
+    rows = [(env, e, t, t == n, t == n - 1 and e not in truncated) for e, n in enumerate(lengths) for t in range(n + 1)]
+    rows += [(env, len(lengths), t, False, False) for t in range(open_steps)]
+    x = np.array(rows, np.int64).reshape(-1, 5)
+    last, done = x[:, 3].astype(bool), x[:, 4].astype(bool)
+    action = np.stack([x[:, 1] % 7, x[:, 2] % 5], 1) * ~last[:, None]
+    return Rows({"label": x[:, :3]}, action, (x[:, 2] * 0.5 * ~last).astype(np.float32), done, last)
+
+
+def part(rows, a, b):
+    return Rows({k: x[a:b] for k, x in rows.obs.items()}, rows.action[a:b], rows.reward[a:b], rows.done[a:b], rows.last[a:b])
+
+
+@st.composite
+def histories(draw):
+    "A buffer filled in several calls, and what each environment did."
+    num_envs = draw(st.integers(1, 3))
+    buffer = ReplayBuffer(draw(st.integers(2, 40)) * num_envs, SPEC, 2, 3, num_envs)
+    truth = []
+    for e in range(num_envs):
+        lengths = draw(st.lists(st.integers(1, 25), max_size=6))
+        truth.append(stream(e, lengths, draw(st.integers(0 if lengths else 1, 9))))
+        cuts = sorted(draw(st.lists(st.integers(0, len(truth[e])), max_size=4)))
+        for a, b in zip([0, *cuts], [*cuts, len(truth[e])]):
+            buffer.extend(e, part(truth[e], a, b))
+    label = buffer.obs["label"]
+    buffer.set_tokens(buffer.filled(), torch.stack([label[:, 0], label[:, 1], label[:, 2]], 1)[buffer.filled()] + 1)
+    return buffer, truth
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@given(histories())
+@SETTINGS
+def test_the_newest_rows_of_each_environment_are_stored(history):
+    buffer, truth = history
+    assert len(buffer) == sum(min(len(t), buffer.ring) for t in truth) == len(buffer.filled())
+    assert buffer.steps == sum(int((~t.last[-buffer.ring:]).sum()) for t in truth)
+    for e, t in enumerate(truth):
+        position = np.arange(len(t))[-buffer.ring:]
+        at = buffer.rows_of(e, position)
+        assert (buffer.obs["label"][at].numpy() == t.obs["label"][position]).all()
+        for name in ("action", "reward", "done", "last"):
+            assert (getattr(buffer, name)[at].numpy() == getattr(t, name)[position]).all()
+        episode = t.obs["label"][:, 1]                  # bounds of every row, the slow way, over the whole history
+        for p, row in zip(position, at.tolist()):
+            mine = np.flatnonzero(episode == episode[p])
+            assert (buffer.start[row], buffer.end[row]) == (mine[0], mine[-1])
+
+
+def check_windows(buffer, s, T):
+    assert s.mask.shape == s.index.shape == s.reward.shape == s.done.shape == (len(s.mask), T)
+    assert s.z.shape == (len(s.mask), T, 3) and s.action.shape == (len(s.mask), T, 2)
+    assert s.z.dtype == s.action.dtype == s.index.dtype == torch.int64 and s.done.dtype == s.mask.dtype == torch.bool
+    label, m = buffer.obs["label"][s.index].long(), s.mask
+    both = m[:, 1:] & m[:, :-1]
+    assert (label[:, 1:, :2] == label[:, :-1, :2]).all(-1)[both].all()              # one environment, one episode
+    assert (label[:, 1:, 2] == label[:, :-1, 2] + 1)[both].all()                    # consecutive steps
+    assert m.any(1).all() and ((m.int().diff(dim=1) == 1).sum(1) <= 1).all() and ((m.int().diff(dim=1) == -1).sum(1) <= 1).all()
+    assert (m.int().diff(dim=1) != 0).sum(1).max() <= 2
+    assert (s.z[m] == label[m] + 1).all() and (s.action[m] == buffer.action[s.index[m]]).all()
+    assert (s.reward[m] == buffer.reward[s.index[m]]).all() and (s.done[m] == buffer.done[s.index[m]]).all()
+    for x in (s.z, s.action, s.reward, s.done, s.index):                            # padding is zero
+        assert not x[~m].any()
+    assert not buffer.last[s.index][:, :-1][both].any()                             # nothing follows a final observation
+    assert torch.isin(s.index[m], buffer.filled()).all()
+
+
+@given(histories(), st.integers(2, 12), st.data())
+@SETTINGS
+def test_segments_never_mix_episodes_and_pad_only_where_they_must(history, T, data):
+    buffer, _ = history
+    c = data.draw(st.integers(1, T - 1))
+    s = buffer.segments(200, T, c, generator())
+    check_windows(buffer, s, T)
+    first = s.mask.int().argmax(1)
+    assert (first <= c - 1).all()                       # at most context - 1 places before the episode
+    row = s.index[torch.arange(200), first]
+    stored_start = torch.maximum(buffer.start[row], buffer.lists()[2][row // buffer.ring])
+    assert (buffer.position[row] == stored_start)[first > 0].all()                  # padding on the left: the episode's beginning
+    reach = buffer.end[row] - stored_start + 1 + c - 1
+    assert s.mask[:, -1][reach >= T].all()              # long enough: nothing missing on the right
+    assert (first == c - 1)[reach < T].all()            # too short: begins context - 1 places early
+
+
+@given(histories(), st.integers(1, 9))
+@SETTINGS
+def test_contexts_end_where_an_action_follows(history, T):
+    buffer, _ = history
+    if buffer.steps == 0:
+        with pytest.raises(UserError):
+            buffer.contexts(3, T)
+        return
+    s = buffer.contexts(200, T, generator())
+    check_windows(buffer, s, T)
+    assert s.mask[:, -1].all() and not buffer.last[s.index[:, -1]].any()
+    assert (s.mask.int().diff(dim=1) >= 0).all()        # padding on the left only
+    full = s.mask.sum(1) == T
+    begun = buffer.position[s.index[:, -1]] - torch.maximum(buffer.start[s.index[:, -1]], buffer.lists()[2][s.index[:, -1] // buffer.ring])
+    assert (full == (begun >= T - 1)).all() and (s.mask.sum(1) == torch.clamp(begun + 1, max=T)).all()
+
+
+def possible(buffer, T, c):
+    "All windows that can be drawn: every row, every place."
+    row, place = buffer.filled().repeat_interleave(T), torch.arange(T).repeat(len(buffer))
+    w = place_windows(buffer.position[row], buffer._start(row), buffer.end[row], T, c, place)
+    return row, buffer._windows(row, w, T)
+
+
+@given(histories(), st.integers(2, 9), st.data())
+@SETTINGS
+def test_every_transition_can_be_a_target_and_the_drawn_row_is_in_its_window(history, T, data):
+    buffer, _ = history
+    c = data.draw(st.integers(1, T - 1))
+    row, s = possible(buffer, T, c)
+    assert ((s.index == row[:, None]) & s.mask).any(1).all()
+    targets = set(s.index[:, c:][s.mask[:, c:]].tolist())
+    stored = buffer.filled()
+    first = buffer.position[stored] == buffer._start(stored)
+    assert targets == set(stored[~first].tolist())      # all but first rows, to which no stored transition leads
+
+
+def test_probabilities_are_those_of_the_chapter():
+    T, c, n = 8, 3, 301
+    buffer = ReplayBuffer(400, SPEC, 2, 3)
+    buffer.extend(0, stream(0, [300], 0))
+    s = buffer.segments(200_000, T, c, generator(1))
+    rate = torch.bincount(s.index[:, c:][s.mask[:, c:]], minlength=n) / 200_000 * n
+    sigma = (5 * n / 200_000) ** 0.5
+    assert rate[0] == 0 and abs(rate[-1] - (T + 1) / 2) < 5 * sigma
+    assert abs(rate[1] - (T - c + 1) * (T - c + 2) / (2 * T)) < 5 * sigma
+    assert (rate[15:285] - (T - c)).abs().max() < 5 * sigma
+    ends = torch.bincount(buffer.contexts(200_000, 4, generator(2)).index[:, -1], minlength=n) / 200_000 * 300
+    assert ends[-1] == 0 and (ends[:-1] - 1).abs().max() < 5 * (300 / 200_000) ** 0.5
+    frames = torch.bincount(buffer.frames(200_000, generator(3))["label"][:, 2], minlength=n) / 200_000 * n
+    assert (frames - 1).abs().max() < 5 * (n / 200_000) ** 0.5
+
+
+@given(histories(), st.integers(0, 3))
+@SETTINGS
+def test_saved_and_loaded_buffers_go_on_alike(history, seed):
+    buffer, truth = history
+    copy = ReplayBuffer(buffer.capacity, SPEC, 2, 3, buffer.num_envs)
+    state = buffer.state_dict()
+    assert all(isinstance(x, torch.Tensor) and x.is_contiguous() for x in state.values())
+    assert len(state["obs.label"]) == len(buffer)       # only the filled part
+    copy.load_state_dict(state)
+    for b in (buffer, copy):
+        b.extend(0, stream(0, [3], 2))
+    for name, x in buffer.tensors().items():
+        assert torch.equal(x[buffer.filled()], copy.tensors()[name][copy.filled()])
+    a, b = (x.segments(50, 6, 2, generator(seed)) for x in (buffer, copy))
+    assert torch.equal(a.index, b.index) and torch.equal(a.z, b.z) and torch.equal(a.mask, b.mask)
+    assert len(buffer) == len(copy) and buffer.steps == copy.steps and buffer.open_start == copy.open_start
+
+
+def test_loading_changes_no_saved_tensor_and_survives_safetensors(tmp_path):
+    from safetensors.torch import load_file, save_file
+    buffer = ReplayBuffer(30, SPEC, 2, 3, 2)
+    buffer.extend(0, stream(0, [5, 4], 3)); buffer.extend(1, stream(1, [20], 4))
+    save_file(buffer.state_dict(), tmp_path / "replay.safetensors")
+    copy = ReplayBuffer(30, SPEC, 2, 3, 2)
+    copy.load_state_dict(load_file(tmp_path / "replay.safetensors"))
+    assert all(torch.equal(x, y) for x, y in zip(buffer.tensors().values(), copy.tensors().values()))
+    empty = ReplayBuffer(30, SPEC, 2, 3, 2)
+    empty.load_state_dict(ReplayBuffer(30, SPEC, 2, 3, 2).state_dict())
+    assert len(empty) == 0
+
+
+@pytest.mark.parametrize("capacity,num_envs", [(40, 1), (20, 2), (30, 3)])
+def test_a_state_of_another_shape_is_refused(capacity, num_envs):
+    buffer = ReplayBuffer(30, SPEC, 2, 3, 2)
+    for e in range(2):
+        buffer.extend(e, stream(e, [9, 9], 0))
+    with pytest.raises(UserError):
+        ReplayBuffer(capacity, SPEC, 2, 3, num_envs).load_state_dict(buffer.state_dict())
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 50), st.booleans())
+@SETTINGS
+def test_episode_bounds(last, first, going_on):
+    last = np.array(last)
+    open_start = max(0, first - 3) if going_on and first else None
+    start, end = episode_bounds(last, first, open_start)
+    begun = open_start if open_start is not None else first
+    for i in range(len(last)):                          # one row after another
+        assert start[i] == begun
+        tail = np.flatnonzero(last[i:])
+        assert end[i] == first + (i + tail[0] if len(tail) else len(last) - 1)
+        if last[i]:
+            begun = first + i + 1
+
+
+def test_close_separates_what_comes_next():
+    buffer = ReplayBuffer(40, SPEC, 2, 3)
+    buffer.extend(0, stream(0, [], 6))
+    buffer.close()
+    buffer.extend(0, stream(1, [], 6))
+    check = buffer.segments(300, 4, 2, generator())
+    label = buffer.obs["label"][check.index]
+    both = check.mask[:, 1:] & check.mask[:, :-1]
+    assert (label[:, 1:, 0] == label[:, :-1, 0])[both].all()
+    assert buffer.end[:6].eq(5).all() and buffer.start[6:12].eq(6).all()
+
+
+def test_memory_of_atari_100k():
+    spec = ObsSpec((Modality("obs", "image", (64, 64, 3)),))
+    small = ReplayBuffer(50, spec, 1, 64)
+    assert small.nbytes == 50 * row_bytes(spec, 1, 64) == sum(x.element_size() * x.numel() for x in small.tensors().values())
+    assert row_bytes(spec, 1, 64) * 100_000 < 1.3e9
+    assert small.obs["obs"].dtype == torch.uint8 and small.tokens.dtype == small.action.dtype == torch.int16
+
+
+def test_all_kinds_of_observation_round_trip():
+    spec = ObsSpec((Modality("eye", "image", (8, 8, 3)), Modality("arm", "vector", (4,)), Modality("map", "grid", (3, 3, 2), nvec=(5, 4096))))
+    rng, n = np.random.default_rng(0), 7
+    obs = {"eye": rng.integers(256, size=(n, 8, 8, 3)).astype(np.uint8), "arm": rng.normal(size=(n, 4)).astype(np.float32), "map": rng.integers(4, size=(n, 3, 3, 2))}
+    obs["map"][..., 1] = 4095
+    buffer = ReplayBuffer(10, spec, 1, 5)
+    buffer.extend(0, Rows(obs, np.ones((n, 1), np.int64), np.ones(n, np.float32), np.zeros(n, bool), np.zeros(n, bool)))
+    for k, x in buffer.gather_obs(torch.arange(n)).items():
+        assert (x.numpy() == obs[k]).all()
+    assert buffer.gather_obs(torch.zeros(2, 3, dtype=torch.long))["eye"].shape == (2, 3, 8, 8, 3)
+    assert {k: x.shape[0] for k, x in buffer.frames(4, generator()).items()} == {"eye": 4, "arm": 4, "map": 4}
+
+
+@pytest.mark.parametrize("call", [
+    lambda b: b.frames(2), lambda b: b.segments(2, 4), lambda b: b.contexts(2, 4),
+    lambda b: ReplayBuffer(3, SPEC, 1, 1, num_envs=2)])
+def test_mistakes_say_what_to_do(call):
+    with pytest.raises(UserError):
+        call(ReplayBuffer(10, SPEC, 2, 3))
+
+
+@pytest.mark.parametrize("length,context", [(4, 4), (4, 0), (1, 1)])
+def test_segments_need_room_for_a_target(length, context):
+    buffer = ReplayBuffer(10, SPEC, 2, 3)
+    buffer.extend(0, stream(0, [4], 0))
+    with pytest.raises(UserError, match="context"):
+        buffer.segments(2, length, context)
