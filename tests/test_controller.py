@@ -243,3 +243,9 @@ def test_race_reproduces_and_respects_zeros():
     draws = [sample_categorical(logits, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert set(draws[0].tolist()) == {0, 2} and draws[0].dtype == torch.int64
+
+
+def test_action_embedding_is_the_mean_over_dimensions():
+    trunk = make().trunks[0]
+    table, action = trunk.embed_action.table.weight, torch.tensor([[3, 1, 2]])
+    close(trunk.actions(action)[0], (table[3] + table[4 + 1] + table[6 + 2]) / 3)
