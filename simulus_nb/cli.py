@@ -35,14 +35,14 @@ import tyro
 from .agent import Agent
 from .checkpoint import load_checkpoint
 from .config import PRESETS, Config, check_ranges, cost, differences, preset
-from .dream import dream_media, enlarge
-from .envs import Collector, make_env
+from .dream import dream_media
+from .envs import make_env
 from .evaluate import Evaluation, RandomAgent, evaluate, human_normalised
 from .replay import ReplayBuffer
 from .spaces import UserError
-from .trainer import Learner, RunFolder, Trainer, env_maker, infer_specs, make_agent, pick_device
+from .trainer import RunFolder, Stages, Trainer, env_maker, make_replay, pick_device
 
-# %% ../nbs/21_cli.ipynb #c006
+# %% ../nbs/21_cli.ipynb #c005
 registry = tyro.constructors.ConstructorRegistry()
 
 def json_object(words: list[str]) -> dict:
@@ -58,7 +58,7 @@ def _dict_option(info: tyro.constructors.PrimitiveTypeInfo):
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1, metavar="JSON", instance_from_str=json_object, is_instance=lambda x: isinstance(x, dict), str_from_instance=lambda x: [json.dumps(x)])
 
-# %% ../nbs/21_cli.ipynb #c009
+# %% ../nbs/21_cli.ipynb #c008
 def starting_point(argv: Sequence[str]) -> Config:
     "The preset that `argv` starts from: `--preset`, else atari100k for `--env ALE/...`, else catch."
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -67,7 +67,7 @@ def starting_point(argv: Sequence[str]) -> Config:
     known, _ = peek.parse_known_args(list(argv))
     return preset(known.preset or ("atari100k" if (known.env or "").startswith("ALE/") else "catch"))
 
-# %% ../nbs/21_cli.ipynb #c012
+# %% ../nbs/21_cli.ipynb #c011
 def default_folder(config: Config) -> Path:
     "Run folder of a run that was given none."
     return Path("runs") / f"{config.env.replace('/', '-')}-seed{config.seed}"
@@ -85,7 +85,7 @@ def how_to_resume(trainer: Trainer) -> str:
         return f"continue from the last checkpoint with: simulus-nb train --resume --out {path}"
     return f"nothing was saved yet (see --save-every): remove {path} to start again"
 
-# %% ../nbs/21_cli.ipynb #c013
+# %% ../nbs/21_cli.ipynb #c012
 def score_text(env: str, result: Evaluation) -> str:
     "Mean and standard error, and for the Atari-100K games the human-normalised score."
     text = f"return {result.mean:.2f}" + (f" ± {result.sem:.2f}" if len(result.returns) > 1 else "") + f" over {len(result.returns)} episodes"
@@ -101,7 +101,7 @@ def summary(trainer: Trainer) -> str:
     lines = [f"{name:<12}{path}" for name, path in places.items() if path.exists()]
     return "\n".join([f"{'evaluation':<12}{score_text(trainer.config.env, trainer.result)}", *lines])
 
-# %% ../nbs/21_cli.ipynb #c014
+# %% ../nbs/21_cli.ipynb #c013
 PRESET_HELP = "settings to start from; without it atari100k for --env ALE/..., else catch"
 
 @dataclass(frozen=True)
@@ -129,14 +129,14 @@ class TrainCommand:
             raise KeyboardInterrupt(how_to_resume(trainer)) from None
         print(summary(trainer))
 
-# %% ../nbs/21_cli.ipynb #c016
+# %% ../nbs/21_cli.ipynb #c015
 def set_epochs(trainer: Trainer, epochs: int) -> None:
     "Let a resumed run end after another number of epochs, and record that."
     if epochs < trainer.epoch:
         raise UserError(f"{trainer.folder.path} has {trainer.epoch} epochs behind it: --epochs must be at least that, not {epochs}")
     if epochs != trainer.config.epochs:
         trainer.config = replace(trainer.config, epochs=epochs)
-        trainer.folder.config.write_text(json.dumps(trainer.config.to_json(), indent=1) + "\n", encoding="utf8")
+        trainer.folder.write(trainer.folder.config, trainer.config.to_json())
 
 def resumed(
     command: TrainCommand,                      # as read with the defaults of its preset
@@ -150,7 +150,7 @@ def resumed(
         raise UserError(f"--resume keeps the settings of {command.folder}: {name} is {kept} there, not {given}; leave the option out, or start a new run with --out")
     return replace(again, out=command.folder)
 
-# %% ../nbs/21_cli.ipynb #c018
+# %% ../nbs/21_cli.ipynb #c017
 class Recorder(gymnasium.Wrapper):
     "Keeps what the environment draws, after every reset and step."
 
@@ -170,7 +170,7 @@ class Recorder(gymnasium.Wrapper):
         self.frames.append(self.env.render())
         return out
 
-# %% ../nbs/21_cli.ipynb #c019
+# %% ../nbs/21_cli.ipynb #c018
 def film_episode(
     agent: Agent,
     config: Config,
@@ -192,10 +192,11 @@ def film_episode(
     path.parent.mkdir(parents=True, exist_ok=True)
     with imageio.get_writer(path, format="FFMPEG", mode="I", fps=min(fps, 30), codec="libx264", quality=7, ffmpeg_log_level="error") as video:
         for frame in recorder.frames:
-            video.append_data(enlarge(frame, 320))
+            n = max(1, 320 // frame.shape[0])                   # small pictures in larger squares
+            video.append_data(frame.repeat(n, 0).repeat(n, 1))
     return True
 
-# %% ../nbs/21_cli.ipynb #c020
+# %% ../nbs/21_cli.ipynb #c019
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run folder of a trained agent")]
 
@@ -217,20 +218,17 @@ class EvaluateCommand:
         episodes, temperature = self.episodes or e.episodes, e.temperature if self.temperature is None else self.temperature
         seed = config.seed + 10_000 if self.seed is None else self.seed
         result = evaluate(agent, [env_maker(config, training=False)] * e.num_envs, episodes, temperature, seed)
-        report = folder.path / "evaluation.json"
-        report.write_text(json.dumps({**result.to_json(), "temperature": temperature, "seed": seed, "command": command}, indent=1) + "\n", encoding="utf8")
-        print(f"{'evaluation':<12}{score_text(config.env, result)}\n{'report':<12}{report}", flush=True)
+        folder.write(folder.evaluation, {**result.to_json(), "temperature": temperature, "seed": seed, "command": command})
+        print(f"{'evaluation':<12}{score_text(config.env, result)}\n{'report':<12}{folder.evaluation}", flush=True)
         film = folder.media / "episode.mp4"
         if film_episode(agent, config, film, temperature, seed):
             print(f"{'episode':<12}{film}")
 
-# %% ../nbs/21_cli.ipynb #c022
+# %% ../nbs/21_cli.ipynb #c021
 def load_replay(folder: RunFolder, config: Config, agent: Agent) -> ReplayBuffer:
     "The replay buffer in a run's checkpoint."
-    found = load_checkpoint(folder.checkpoint, ("replay",), str(agent.device))
-    c, layout = config.collect, agent.tokenizer.layout
-    replay = ReplayBuffer(c.capacity, agent.obs_spec, agent.action_spec.count, layout.S, c.num_envs, agent.device)
-    replay.load_state_dict(found.tensors["replay"])
+    replay = make_replay(config, agent)
+    replay.load_state_dict(load_checkpoint(folder.checkpoint, ("replay",), str(agent.device)).tensors["replay"])
     return replay
 
 @dataclass(frozen=True)
@@ -251,7 +249,7 @@ class DreamCommand:
         for name, path in written.items():
             print(f"{name:<12}{path}")
 
-# %% ../nbs/21_cli.ipynb #c024
+# %% ../nbs/21_cli.ipynb #c023
 def encoded_rows(c: Config) -> int:
     "Observations that V turns into tokens in a whole run: Eq. (21.2)."
     start = min(c.train_m.start, c.train_c.start)
@@ -264,31 +262,17 @@ def run_seconds(
     "Predicted duration of a run in seconds: Eq. (21.1)."
     return sum(n * median[part] for part, n in count.items())   # Eq. (21.1)
 
-# %% ../nbs/21_cli.ipynb #c027
-class Bench:
+# %% ../nbs/21_cli.ipynb #c026
+class Bench(Stages):
     "Everything a run consists of, at the sizes of a configuration, ready to be timed part by part."
 
     def __init__(self, config: Config):
-        self.config, self.device = config, pick_device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        torch.manual_seed(config.seed)
-        self.generator = torch.Generator(device=self.device).manual_seed(config.seed)
-        obs_spec, action_spec = infer_specs(config)
-        self.agent = make_agent(config, obs_spec, action_spec).to(self.device).eval()
-        self.learner = Learner(self.agent, config, self.generator)
-        n = config.collect.num_envs
-        self.collector = Collector([env_maker(config, training=True)] * n, obs_spec, action_spec, seed=config.seed)
-        self.random, self.policy = RandomAgent(obs_spec, action_spec).policy(n), self.agent.policy(n, generator=self.generator)
-        rows = 4 * n * max(config.train_m.segment, config.train_c.burn_in)
-        self.replay = ReplayBuffer(4 * rows, obs_spec, action_spec.count, self.agent.tokenizer.layout.S, n, self.device)
+        super().__init__(config)
+        self.random = RandomAgent(self.agent.obs_spec, self.agent.action_spec).policy(config.collect.num_envs)
+        rows = 4 * config.collect.num_envs * max(config.train_m.segment, config.train_c.burn_in)
         for env, stream in enumerate(self.collector.collect(self.random, rows)[0]):
             self.replay.extend(env, stream)
-        self.encode(self.replay.filled())
-
-    def encode(self, index: torch.Tensor) -> None:
-        "Tokens of some stored rows."
-        self.replay.set_tokens(index, self.agent.tokenizer.encode(self.replay.gather_obs(index)))
+        self.tokenise()
 
     def wait(self) -> None:
         "Until the device has done what it was told."
@@ -301,11 +285,11 @@ class Bench:
         m, d, steps = c.train_m, c.train_c, 16 * c.collect.num_envs
         v_batch, m_batch, c_batch = (lambda: replay.frames(c.train_v.batch, draw), lambda: replay.segments(m.batch, m.segment, m.context, draw),
                                      lambda: replay.contexts(d.batch, d.burn_in, draw))
-        frames, segment, context, some = v_batch(), m_batch(), c_batch(), replay.filled()[:512]
+        frames, segment, context = v_batch(), m_batch(), c_batch()
         parts = {"world": (lambda: self.collector.collect(self.random, steps), steps), "play": (lambda: self.collector.collect(self.policy, steps), steps),
-                 "encode": (lambda: self.encode(some), len(some)), "batch of V": (v_batch, 1), "V": (lambda: learner.v_step(frames), 1),
+                 "encode": (self.tokenise, len(replay)), "batch of V": (v_batch, 1), "V": (lambda: learner.v_step(frames), 1),
                  "batch of M": (m_batch, 1), "M": (lambda: learner.m_step(segment), 1), "batch of C": (c_batch, 1), "C": (lambda: learner.c_step(context), 1)}
-        return parts if self.agent.tokenizer.images() else {k: p for k, p in parts.items() if not k.endswith("V")}
+        return parts if "v" in learner.optimizers else {k: p for k, p in parts.items() if not k.endswith("V")}
 
     def measure(self, work: Callable[[], object], repeats: int) -> float:
         "Median seconds of one call, the first two not counted."
@@ -318,7 +302,7 @@ class Bench:
             seconds.append(time.perf_counter() - begin)
         return statistics.median(seconds[2:])                   # Eq. (21.1)
 
-# %% ../nbs/21_cli.ipynb #c029
+# %% ../nbs/21_cli.ipynb #c028
 def run_counts(c: Config) -> dict[str, float]:
     "How often each part of `Bench` occurs in a run: the n_i of Eq. (21.1)."
     total = cost(c)
@@ -338,7 +322,7 @@ def bench(config: Config, repeats: int = 10) -> dict:
         found |= {"gpu": torch.cuda.get_device_name(), "peak_bytes": torch.cuda.max_memory_allocated()}
     return found
 
-# %% ../nbs/21_cli.ipynb #c030
+# %% ../nbs/21_cli.ipynb #c029
 def bench_table(found: dict) -> str:
     "What `bench` found, as a table for people."
     lines = [f"{'part':<12}{'ms each':>10}{'a second':>12}{'in a run':>14}{'minutes':>10}"]
@@ -368,7 +352,7 @@ class BenchCommand:
         if self.json:
             self.json.write_text(json.dumps({"command": command, **found}, indent=1) + "\n", encoding="utf8")
 
-# %% ../nbs/21_cli.ipynb #c032
+# %% ../nbs/21_cli.ipynb #c031
 def one_line(box: str) -> str:
     "A framed complaint of tyro's as one line: its first paragraph, then the options it suggests."
     rows = [re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│ ") for row in box.splitlines()]
@@ -404,7 +388,7 @@ def parse(argv: Sequence[str]):
         return resumed(command, lambda base: read_options(argv, base))
     return command
 
-# %% ../nbs/21_cli.ipynb #c034
+# %% ../nbs/21_cli.ipynb #c033
 DISK = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "choose another folder", errno.EPERM: "choose another folder",
         errno.EROFS: "choose another folder", errno.ENOENT: "create its folder first", errno.ENOTDIR: "choose another folder", errno.EISDIR: "give the name of a file"}
 

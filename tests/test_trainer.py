@@ -1,0 +1,166 @@
+"The loop: what each stage may touch, resuming, and other environments through the same code."
+import copy
+import json
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from simulus_nb.agent import Agent
+from simulus_nb.config import preset
+from simulus_nb.spaces import UserError
+from simulus_nb.trainer import Epochs, RunFolder, Trainer, plot_history
+
+
+def toy(**changes):
+    "Catch at a size that runs in a second."
+    c = preset("catch")
+    c = replace(c, epochs=3, save_every=1, threads=1, seed=3, collect=replace(c.collect, steps=40, epochs=3, capacity=400),
+                train_v=replace(c.train_v, start=0, steps=2, batch=4), train_m=replace(c.train_m, start=0, steps=2, batch=3),
+                train_c=replace(c.train_c, start=1, steps=2, batch=3, scale_window=4),
+                evaluation=replace(c.evaluation, episodes=2, num_envs=2, every=0))
+    return replace(c, **changes)
+
+
+def comparable(folder):
+    "Metrics without clock readings."
+    return [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in RunFolder(folder).history()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return Trainer(toy(), tmp_path_factory.mktemp("run") / "a", progress=False).train()
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_resume_equals_uninterrupted(finished, tmp_path, stop):
+    "Stopped after any epoch and taken up by a new object, a run ends with the same everything."
+    torch.manual_seed(99)
+    first = Trainer(toy(), tmp_path / "b", progress=False)
+    log, seen = first.log, []
+
+    def stopping(record, writer):
+        log(record, writer)
+        seen.append(record)
+        if len(seen) == stop + 1:
+            raise KeyboardInterrupt
+
+    first.log = stopping
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    torch.rand(7)                                           # other random numbers in between must not matter
+    second = Trainer(None, tmp_path / "b", resume=True, progress=False)
+    assert second.epoch == stop and len(second.folder.history()) == stop
+    second.train()
+    for name, value in finished.agent.state_dict().items():
+        assert torch.equal(value, second.agent.state_dict()[name]), name
+    for name, value in finished.replay.state_dict().items():
+        assert torch.equal(value, second.replay.state_dict()[name]), name
+    for name, optimizer in finished.learner.optimizers.items():
+        again = second.learner.optimizers[name].state_dict()["state"]
+        for i, slots in optimizer.state_dict()["state"].items():
+            assert all(torch.equal(slots[k], again[i][k]) for k in slots), (name, i)
+    assert comparable(finished.folder.path) == comparable(tmp_path / "b")
+    assert finished.result == second.result
+
+
+def test_seed_decides(finished, tmp_path):
+    "The same seed gives the same run, another seed another."
+    same = Trainer(toy(), tmp_path / "same", progress=False).train()
+    other = Trainer(toy(seed=4), tmp_path / "other", progress=False).train()
+    assert comparable(same.folder.path) == comparable(finished.folder.path) != comparable(other.folder.path)
+
+
+def test_interim_evaluation_changes_nothing_else(finished, tmp_path):
+    "Evaluating in between leaves the random streams of training alone."
+    config = toy()
+    often = Trainer(replace(config, evaluation=replace(config.evaluation, every=1, interim=2)), tmp_path / "often", progress=False).train()
+    for name, value in finished.agent.state_dict().items():
+        assert torch.equal(value, often.agent.state_dict()[name]), name
+    assert all("evaluation/return" in r for r in often.folder.history())
+
+
+def test_run_folder(finished):
+    "Every promised file is there and readable."
+    f = finished.folder
+    assert json.loads(f.manifest.read_text())["seed"] == 3 and RunFolder(f.path).read_config() == toy()
+    assert {p.name for p in f.media.iterdir()} >= {"curves.png", "dream.png", "dream.mp4"} and list(f.path.glob("events.*"))
+    assert json.loads(f.evaluation.read_text())["episodes"] == 2
+    assert all(np.isfinite(v) for r in f.history() for v in r.values())
+    plot_history(f.history())
+    agent = Agent.load(f.checkpoint)
+    for name, value in finished.agent.state_dict().items():
+        assert torch.equal(value, agent.state_dict()[name]), name
+
+
+def test_cut_metrics_line_is_dropped(finished, tmp_path):
+    "A last line that a crash cut short is not read."
+    f = RunFolder(tmp_path)
+    f.metrics.write_text(finished.folder.metrics.read_text()[:-5])
+    assert len(f.history()) == len(finished.folder.history()) - 1
+
+
+def test_refusals(finished, tmp_path):
+    with pytest.raises(UserError, match="already holds a run.*--resume"):
+        Trainer(toy(), finished.folder.path)
+    with pytest.raises(UserError, match="holds no run"):
+        Trainer(None, tmp_path / "nothing", resume=True)
+    with pytest.raises(UserError, match="not available"):
+        Trainer(toy(device="mps" if torch.cuda.is_available() else "cuda"), tmp_path / "gpu")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write"):
+        Trainer(toy(), tmp_path / "file" / "run")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Trainer(None, tmp_path / "damaged", resume=True)
+
+
+def test_only_m_sees_rewards():
+    "Falsify every stored reward and end after M has learnt: C's updates are the same."
+    def c_after(change):
+        run = Epochs(toy())
+        for _ in range(2):
+            run.run_epoch()
+        change(run.replay)
+        run.learn_c(2)
+        return torch.nn.utils.parameters_to_vector(run.agent.controller.parameters())
+
+    def falsify(replay):
+        replay.reward.fill_(1e5)
+        replay.done.logical_not_()
+
+    def retokenise(replay):
+        replay.tokens.zero_()
+
+    assert torch.equal(c_after(lambda replay: None), c_after(falsify))
+    assert not torch.equal(c_after(lambda replay: None), c_after(retokenise))
+
+
+def test_each_stage_moves_its_own_part():
+    run = Epochs(toy())
+    run.run_epoch()
+    names = dict(learn_v="tokenizer.", learn_m="world_model.", learn_c="controller.")
+    for stage, prefix in names.items():
+        before = copy.deepcopy(run.agent.state_dict())
+        getattr(run, stage)(2)
+        moved = {k.split(".")[0] + "." for k, v in run.agent.state_dict().items() if not torch.equal(v, before[k])}
+        assert moved == {prefix}
+
+
+@pytest.mark.parametrize("env, envs", [("CartPole-v1", 1), ("Pendulum-v1", 2), ("FrozenLake-v1", 3), ("simulus/Catch-v0", 2)])
+def test_other_environments(tmp_path, env, envs):
+    "Vectors, continuous actions and categories run through the same loop, with several environments too."
+    c = toy(env=env)
+    c = replace(c, collect=replace(c.collect, num_envs=envs), env_options={"max_episode_steps": 25} if "Catch" not in env else {})
+    trainer = Trainer(c, tmp_path / "run", progress=False).train()
+    assert trainer.env_steps >= 120 and all(np.isfinite(v) for r in trainer.folder.history() for v in r.values())
+    world = gymnasium.make(env)
+    obs, _ = world.reset(seed=0)
+    agent = Agent.load(tmp_path / "run" / "checkpoint")
+    for _ in range(3):
+        action = agent.act(obs)
+        assert world.action_space.contains(action) or world.action_space.contains(np.asarray(action, world.action_space.dtype))
+        obs, *_ = world.step(action)
