@@ -8,6 +8,7 @@ HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(HERE / "settings.ini", encoding="utf8")
 cfg = parser["DEFAULT"]
+extras = {key.removeprefix("extras_"): value.split() for key, value in cfg.items() if key.startswith("extras_")}
 
 setup(
     name=cfg["repo"],
@@ -30,7 +31,7 @@ setup(
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), **extras},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

@@ -47,10 +47,10 @@ registry = tyro.constructors.ConstructorRegistry()
 
 def json_object(words: list[str]) -> dict:
     "A dict from its JSON text."
-    value = json.loads(words[0])
-    if not isinstance(value, dict):
-        raise ValueError(f"{words[0]} is no JSON object such as '{{\"rows\": 8}}'")
-    return value
+    with contextlib.suppress(json.JSONDecodeError):
+        if isinstance(value := json.loads(words[0]), dict):
+            return value
+    raise ValueError(f"{words[0]} is no JSON object such as '{{\"rows\": 8}}'")
 
 @registry.primitive_rule
 def _dict_option(info: tyro.constructors.PrimitiveTypeInfo):
@@ -354,14 +354,23 @@ class BenchCommand:
 
 # %% ../nbs/21_cli.ipynb #c031
 def one_line(box: str) -> str:
-    "A framed complaint of tyro's as one line: its first paragraph, then the options it suggests."
-    rows = [re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│ ") for row in box.splitlines()]
-    text = [row for row in rows if row and row[0] not in "╭╰"]
-    cut = next((i for i, row in enumerate(text) if row.startswith("──")), len(text))
-    message = re.sub(r"Error parsing (__tyro-dummy-inner__\.)?(config\.|--)?", "--", " ".join(text[:cut]))
-    close = list(dict.fromkeys(row.split()[0] for row in text[cut:] if row.startswith("--"))) if "Perhaps you meant:" in text else []
-    known = [f"; {row[0].lower()}{row[1:]}" for row in text[cut:] if row.startswith("Available")]
-    return message.rstrip(".") + f"; perhaps you meant {' or '.join(close)}" * bool(close) + "".join(known)
+    "A framed complaint of tyro's as one line: its first paragraph, then the options or commands it suggests."
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box).strip()
+    groups = [[]]                                               # rows between the frame's horizontal lines
+    for row in (row.strip("│| ") for row in plain.splitlines()):
+        if row[:2] in ("──", "--") and not row[2:3].isalpha() or row[:1] in tuple("╭╰"):
+            groups.append([])
+        elif row:
+            groups[-1].append(row)
+    paragraphs = [g for g in groups if g]
+    first, *others = paragraphs if plain.startswith("╭") else paragraphs[1:]     # without box characters the title is a paragraph too
+    message = re.sub(r"Error parsing (__tyro-dummy-inner__\.)?(config\.|--)?", "--", " ".join(first)).rstrip(".")
+    for group in others:
+        if group[0].startswith("Perhaps you meant"):
+            message += "; perhaps you meant " + " or ".join(dict.fromkeys(row.split()[0] for row in group if row.startswith("--")))
+        if group[0].startswith("Available"):
+            message += f"; {group[0][0].lower()}{group[0][1:]}"
+    return message
 
 def read_options(argv: Sequence[str], base: Config):
     "The command that `argv` asks for; options left out come from `base`. SystemExit after --help, `UserError` for what is no option."

@@ -193,14 +193,14 @@ def overlay(tree: dict, values: dict[str, Any]) -> dict:
 def catch() -> Config:
     "The default world: Catch from pixels, minutes on a CPU."
     return Config(
-        env="simulus/Catch-v0", epochs=40, save_every=20,
+        env="simulus/Catch-v0", epochs=36, save_every=12,
         tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=32, channels=8, stages=3, code_dim=64, vocab=64, commitment=0.25, perceptual="none")),
         world_model=WorldModelConfig(retnet=RetNetConfig(width=64, heads=2, layers=2, dropout=0.0, windows=(2.0, 8.0))),
-        controller=ControllerConfig(width=128, channels=(32, 32), embedding=32),
-        collect=CollectConfig(steps=120, epochs=40, epsilon=0.05, capacity=12_000),
+        controller=ControllerConfig(width=96, channels=(32, 32), embedding=32, shared=False),
+        collect=CollectConfig(steps=120, epochs=36, epsilon=0.05, capacity=12_000),
         train_v=VTraining(batch=32, steps=30, start=2, lr=2e-3),
         train_m=MTraining(batch=24, segment=10, context=1, steps=40, start=6, lr=1e-3, weight_decay=0.01),
-        train_c=CTraining(batch=48, burn_in=4, horizon=10, steps=25, start=12, lr=1e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.01)),
+        train_c=CTraining(batch=64, burn_in=4, horizon=10, steps=15, start=14, lr=2e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.02)),
         evaluation=EvaluationConfig(episodes=100, temperature=0.5, num_envs=10, every=5, interim=50),
     )
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXT', 'IMAGINED', 'INK', 'BAR', 'PAPER', 'FONT', 'token_accuracy', 'difference', 'OpenLoop', 'open_loop',
-           'picture', 'error_picture', 'film_strip', 'dream_video', 'whole_windows', 'dream_media', 'observation_space',
+           'whole_windows', 'picture', 'error_picture', 'film_strip', 'dream_video', 'dream_media', 'observation_space',
            'raw_observation', 'action_space', 'dream_step', 'DreamEnv']
 
 # %% ../nbs/19_dream.ipynb #c002
@@ -30,7 +30,7 @@ from .scalars import symlog
 from .spaces import ActionSpec, Modality, ObsSpec, TokenLayout, UserError
 from .world_model import Prediction, WorldModel
 
-# %% ../nbs/19_dream.ipynb #c011
+# %% ../nbs/19_dream.ipynb #c012
 def token_accuracy(
     layout: TokenLayout,
     prediction: Prediction,           # logits (B, P, ...)
@@ -55,7 +55,7 @@ def difference(
         return (symlog(a) - symlog(b)).abs()
     return (a != b).float()
 
-# %% ../nbs/19_dream.ipynb #c014
+# %% ../nbs/19_dream.ipynb #c015
 @dataclass
 class OpenLoop:
     "Real windows, and what M dreamt instead after their first `context` observations. P = T - context."
@@ -91,7 +91,7 @@ class OpenLoop:
         "Accuracy lost to standing on one's own past, (P,): Eq. (19.8)."
         return self.mean(self.forced_accuracy) - self.mean(self.accuracy)                       # Eq. (19.8)
 
-# %% ../nbs/19_dream.ipynb #c015
+# %% ../nbs/19_dream.ipynb #c016
 def _step(prediction: Prediction, p: int) -> Prediction:
     "The p-th of P predictions."
     now = slice(p, p + 1)
@@ -129,7 +129,23 @@ def open_loop(
                     accuracy, token_accuracy(layout, answers, z[:, context:]),
                     {name: agent.tokenizer.decode(x) for name, x in (("real", z), ("dream", dream), ("forced", forced))})       # Eq. (19.2)
 
-# %% ../nbs/19_dream.ipynb #c024
+# %% ../nbs/19_dream.ipynb #c021
+def whole_windows(
+    replay: ReplayBuffer,
+    count: int,                                   # windows wanted; fewer where there are not so many
+    length: int,                                  # rows of a window; fewer where episodes are shorter
+    generator: torch.Generator | None = None,     # on the replay's device
+) -> Segment:
+    "Different random windows, complete ones first; padding that all of them share is cut off."
+    drawn = replay.segments(64 * count, length, generator=generator)
+    order, first = drawn.mask.sum(1).argsort(descending=True, stable=True), {}  # the fullest first, else as drawn
+    for i, begin in zip(order.tolist(), drawn.index[order, 0].tolist()):
+        first.setdefault(begin, i)                                              # each window once
+    chosen = list(first.values())[:count]
+    T = int(drawn.mask[chosen].sum(1).max())
+    return Segment(*(x[chosen, :T] for x in vars(drawn).values()))
+
+# %% ../nbs/19_dream.ipynb #c028
 CONTEXT, IMAGINED = (60, 120, 200), (240, 130, 30)             # border colours: really happened, made up
 INK, BAR, PAPER = (20, 20, 20), (120, 160, 190), (248, 246, 240)
 FONT = findfont("DejaVu Sans")
@@ -157,7 +173,7 @@ def _words(values: np.ndarray, wrong: np.ndarray, side: int) -> np.ndarray:
         draw.text(at, str(v), fill=(210, 30, 30) if w else INK, font=font, anchor="mm")
     return np.asarray(image)
 
-# %% ../nbs/19_dream.ipynb #c025
+# %% ../nbs/19_dream.ipynb #c029
 def picture(
     m: Modality,
     x: np.ndarray,          # (*m.shape) what to draw
@@ -188,7 +204,7 @@ def _enlarge(image: np.ndarray, side: int) -> np.ndarray:
     factor = max(1, round(side / max(image.shape[:2])))
     return image.repeat(factor, 0).repeat(factor, 1)
 
-# %% ../nbs/19_dream.ipynb #c028
+# %% ../nbs/19_dream.ipynb #c032
 def _panels(
     loop: OpenLoop,
     real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations
@@ -200,7 +216,7 @@ def _panels(
     out = {}
     for m in loop.spec.modalities:
         a, b, c = (x[m.key][row].cpu().numpy() for x in (real, loop.obs["real"], loop.obs["dream"]))
-        span = max(1e-6, float(np.abs(symlog(torch.from_numpy(np.stack([a, b, c])).float())).max())) if m.kind == "vector" else 1.0
+        span = max(1e-6, symlog(torch.from_numpy(np.stack([a, b, c])).float()).abs().max().item()) if m.kind == "vector" else 1.0
         draw = lambda f, x, y: f(m, x[t], y[t], side, span)
         out[m.key] = {"real": draw(picture, a, a), "seen by V": draw(picture, b, a), "dream": draw(picture, c, b), "|error|": draw(error_picture, c, b)}
         if m.kind in ("categorical", "grid"):
@@ -212,10 +228,10 @@ def _captions(loop: OpenLoop, row: int, t: int) -> list[str]:
     p = t - loop.context
     if p < 0:
         return ["given", ""]
-    at = lambda x: x[row, p].item()
-    return [f"r {at(loop.reward):.2f} ({at(loop.real_reward):g})", f"end {at(loop.done):.2f} ({at(loop.real_done):d})"]
+    at = lambda x: round(x[row, p].item(), 2) + 0.0             # + 0: no minus zero
+    return [f"r {at(loop.reward):.2f} ({at(loop.real_reward):g})", f"end {at(loop.done):.2f} ({at(loop.real_done):g})"]
 
-# %% ../nbs/19_dream.ipynb #c029
+# %% ../nbs/19_dream.ipynb #c033
 def film_strip(
     loop: OpenLoop,
     real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations: `replay.gather_obs(segment.index)`
@@ -226,7 +242,7 @@ def film_strip(
     columns = [_panels(loop, real, row, t) for t in steps]
     rows = [(key, name) for key, names in columns[0].items() for name in names]
     fig = Figure(figsize=(0.82 * len(steps) + 1.2, 0.82 * len(rows) + 0.8), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0, hspace=0)
     axes = fig.subplots(len(rows), len(steps), squeeze=False)
     for j, (t, column) in enumerate(zip(steps, columns)):
         for i, (key, name) in enumerate(rows):
@@ -241,7 +257,7 @@ def film_strip(
         axes[-1, j].set_xlabel("\n".join(_captions(loop, row, t)), fontsize=6)
     return fig
 
-# %% ../nbs/19_dream.ipynb #c036
+# %% ../nbs/19_dream.ipynb #c040
 def _video_frame(loop: OpenLoop, real: dict[str, Tensor], row: int, t: int, title: str, side: int = 160) -> np.ndarray:
     "Real, dream and error side by side under a line of text; a multiple of 16 pixels high and wide, as H.264 likes it."
     made_up = t >= loop.context
@@ -277,22 +293,7 @@ def dream_video(
                 film.append_data(frame)
     return Path(path)
 
-# %% ../nbs/19_dream.ipynb #c039
-def whole_windows(
-    replay: ReplayBuffer,
-    count: int,                                   # windows wanted; fewer where there are not so many
-    length: int,                                  # rows of a window; fewer where episodes are shorter
-    generator: torch.Generator | None = None,     # on the replay's device
-) -> Segment:
-    "Different random windows, complete ones first; padding that all of them share is cut off."
-    drawn = replay.segments(64 * count, length, generator=generator)
-    order, first = drawn.mask.sum(1).argsort(descending=True, stable=True), {}  # the fullest first, else as drawn
-    for i, begin in zip(order.tolist(), drawn.index[order, 0].tolist()):
-        first.setdefault(begin, i)                                              # each window once
-    chosen = list(first.values())[:count]
-    T = int(drawn.mask[chosen].sum(1).max())
-    return Segment(*(x[chosen, :T] for x in vars(drawn).values()))
-
+# %% ../nbs/19_dream.ipynb #c043
 def dream_media(
     agent: Agent,                                 # in evaluation mode
     replay: ReplayBuffer,                         # on the agent's device
@@ -316,7 +317,7 @@ def dream_media(
     film_strip(loop, real).savefig(folder / "dream.png", dpi=110)
     return {"film": folder / "dream.png", "video": dream_video(loop, real, folder / "dream.mp4")}
 
-# %% ../nbs/19_dream.ipynb #c042
+# %% ../nbs/19_dream.ipynb #c046
 def _nest(paths: list[tuple], values: list, table=dict, row=tuple):
     "Values put back to where `paths` say they came from: undoes the flattening of an observation."
     if paths[0] == ():
@@ -351,7 +352,7 @@ def action_space(spec: ActionSpec) -> gs.Space:
     low, high = (np.reshape(x, spec.shape).astype(spec.dtype) for x in (spec.start, spec.high))
     return gs.Box(low, high, spec.shape, np.dtype(spec.dtype))
 
-# %% ../nbs/19_dream.ipynb #c045
+# %% ../nbs/19_dream.ipynb #c049
 @torch.no_grad()
 def dream_step(
     world_model: WorldModel,
@@ -366,7 +367,19 @@ def dream_step(
     done = torch.rand(len(z), device=z.device, generator=generator) < prediction.done[:, 0].float().sigmoid()   # Eq. (19.10)
     return sample_observation(world_model.layout, prediction, generator)[:, 0], reward, done, memory            # Eq. (19.10)
 
-# %% ../nbs/19_dream.ipynb #c046
+@torch.no_grad()
+def _real_moments(agent: Agent, replay: ReplayBuffer, n: int, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    "Tokens (n, S) of n stored moments, and M's memory of up to `context - 1` steps before them."
+    s = replay.contexts(n, context, generator)
+    z = agent.tokenizer.encode(replay.gather_obs(s.index)) * s.mask[..., None]
+    return z[:, -1], agent.world_model.remember(z[:, :-1], s.action[:, :-1], s.mask[:, :-1])
+
+@torch.no_grad()
+def _show(agent: Agent, z: Tensor):
+    "What V makes of tokens (n, S), in the world's own observation space: Eq. (19.2)."
+    return raw_observation(agent.obs_spec, {k: x.cpu().numpy() for k, x in agent.tokenizer.decode(z).items()})     # Eq. (19.2)
+
+# %% ../nbs/19_dream.ipynb #c050
 class DreamEnv(VectorEnv):
     "The world model as a Gymnasium environment: `num_envs` dreams side by side, each begun in a real moment of the replay."
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
@@ -388,27 +401,14 @@ class DreamEnv(VectorEnv):
         self.observation_space, self.action_space = (batch_space(s, num_envs) for s in (self.single_observation_space, self.single_action_space))
         self.over = np.ones(num_envs, bool)
 
-    @torch.no_grad()
-    def begin(self, n: int) -> tuple[Tensor, Tensor]:
-        "Tokens (n, S) of n real moments, and M's memory of what came before."
-        s = self.replay.contexts(n, self.context, self.generator)
-        z = self.agent.tokenizer.encode(self.replay.gather_obs(s.index)) * s.mask[..., None]
-        return z[:, -1], self.agent.world_model.remember(z[:, :-1], s.action[:, :-1], s.mask[:, :-1])
-
-    @torch.no_grad()
-    def observe(self):
-        "What V makes of the present tokens, in the world's own observation space: Eq. (19.2)."
-        obs = {k: x.cpu().numpy() for k, x in self.agent.tokenizer.decode(self.z).items()}      # Eq. (19.2)
-        return raw_observation(self.agent.obs_spec, obs)
-
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         "New dreams everywhere."
         super().reset(seed=seed)
         if seed is not None:
             self.generator.manual_seed(seed)
-        self.z, self.memory = self.begin(self.num_envs)
+        self.z, self.memory = _real_moments(self.agent, self.replay, self.num_envs, self.context, self.generator)
         self.age, self.over = np.zeros(self.num_envs, np.int64), np.zeros(self.num_envs, bool)
-        return self.observe(), {}
+        return _show(self.agent, self.z), {}
 
     def step(self, actions):
         "One step of every dream; a dream that ended in the last step begins anew and its action is ignored."
@@ -416,9 +416,9 @@ class DreamEnv(VectorEnv):
         z, reward, done, memory = dream_step(self.agent.world_model, self.z, action, self.memory, self.generator)
         new, reward, done = self.over, reward.cpu().numpy().astype(np.float64), done.cpu().numpy()
         if new.any():
-            z[new], memory[:, new] = self.begin(int(new.sum()))
+            z[new], memory[:, new] = _real_moments(self.agent, self.replay, int(new.sum()), self.context, self.generator)
         self.z, self.memory, self.age = z, memory, np.where(new, 0, self.age + 1)
         terminated = done & ~new
         truncated = (self.age == self.horizon) & ~terminated
         self.over = terminated | truncated
-        return self.observe(), np.where(new, 0.0, reward), terminated, truncated, {}
+        return _show(self.agent, self.z), np.where(new, 0.0, reward), terminated, truncated, {}

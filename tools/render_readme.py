@@ -60,7 +60,7 @@ def render(notebook: Path) -> tuple[str, dict[str, bytes]]:
         if cell.cell_type == "markdown":
             cell.source = from_root(cell.source)
         cells.append(cell)
-    nb.cells = cells
+    nb.cells, nb.metadata.language_info = cells, {"name": "python"}
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"[ \t]+$", "", text, flags=re.M)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures

@@ -1,0 +1,36 @@
+"""What every test file shares: one thread a worker, fixed seeds, and no GPU tests where there is no GPU."""
+import random
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import register_random
+
+torch.set_num_threads(1)                # two threads that compete are slower than one
+
+
+class TorchRandom:
+    "torch's generator as hypothesis wants it, which then starts every example from the same numbers."
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+torch_random = TorchRandom()            # hypothesis keeps a weak reference only
+register_random(torch_random)
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    "The random numbers of a test depend on its name alone, not on its neighbours or the worker it lands on."
+    seed = zlib.crc32(request.node.nodeid.encode())
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+
+
+def pytest_collection_modifyitems(items):
+    "Tests marked `gpu` need CUDA."
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,181 @@
+"""Configuration: published sizes, costs against a slow count, round trips, and that every mistake names its field."""
+import dataclasses
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulus_nb.config import (PRESETS, CollectConfig, Config, CTraining, MTraining, atari100k, catch, check_fit, check_ranges, cost, differences,
+                               flat, is_json, overlay, preset, rem)
+from simulus_nb.spaces import UserError
+
+few = settings(deadline=None, max_examples=30)
+
+
+def leaves(config, path=""):
+    "(dotted name, dataclass field, value) of every setting."
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, path + f.name + ".")
+        else:
+            yield path + f.name, f, value
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_survive_json(name):
+    config = preset(name)
+    check_ranges(config)
+    check_fit(config)
+    text = json.dumps(config.to_json(), allow_nan=False)
+    again = Config.from_json(json.loads(text))
+    assert again == config and json.dumps(again.to_json()) == text
+    assert all(type(a) is type(b) for a, b in zip(flat(again).values(), flat(config).values()))       # tuples are tuples again
+
+
+def test_published_sizes():
+    c = atari100k()
+    r, v, m, d = c.world_model.retnet, c.tokenizer.image, c.train_m, c.train_c
+    assert (v.image_size, v.stages, v.vocab, v.code_dim, v.channels, v.perceptual) == (64, 3, 512, 256, 64, "vgg")
+    assert (r.layers, r.heads, r.width, r.ffn, r.dropout, r.windows) == (10, 4, 256, 4, 0.1, (4, 16))
+    assert (m.batch, m.steps, m.start, m.segment, m.context, m.lr, m.weight_decay, m.clip) == (32, 200, 25, 10, 2, 2e-4, 0.05, 3)
+    assert (c.train_v.batch, c.train_v.steps, c.train_v.start, c.train_v.lr, c.train_v.clip) == (128, 200, 5, 1e-4, 10)
+    assert (d.batch, d.steps, d.start, d.horizon, d.burn_in, d.lr, d.clip, d.scale_window) == (128, 80, 50, 10, 20, 2e-4, 3, 500)
+    assert (d.loss.gamma, d.loss.lam, d.loss.entropy) == (0.99, 0.95, 1e-3)
+    assert (c.collect.steps, c.collect.epochs, c.epochs, c.collect.epsilon) == (200, 500, 600, 0.01)
+    assert (c.evaluation.episodes, c.evaluation.temperature) == (100, 0.5)
+    assert c.collect.capacity >= cost(c)["env_steps"]                       # the whole run fits
+    assert differences(c, rem()) == {"tokenizer.image.channels": (64, 32), "world_model.retnet.layers": (10, 5),
+                                     "train_c.lr": (2e-4, 1e-4), "train_c.loss.gamma": (0.99, 0.995)}
+
+
+def test_published_cost():
+    assert {k: cost(atari100k())[k] for k in ("env_steps", "v", "m", "c")} == {"env_steps": 100_000, "v": 119_000, "m": 115_000, "c": 44_000}
+
+
+@few
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 20), st.integers(1, 7), st.tuples(*[st.integers(0, 40)] * 3), st.tuples(*[st.integers(0, 9)] * 3))
+def test_cost_equals_counting(epochs, collecting, steps, envs, start, updates):
+    c = atari100k().change({"epochs": epochs, "collect.epochs": collecting, "collect.steps": steps, "collect.num_envs": envs,
+                            **{f"train_{k}.start": s for k, s in zip("vmc", start)}, **{f"train_{k}.steps": u for k, u in zip("vmc", updates)}})
+    count = dict(env_steps=0, v=0, m=0, c=0)
+    for epoch in range(epochs):
+        played = 0
+        while epoch < collecting and played < steps:
+            played += envs                                                  # a round of all environments
+        count["env_steps"] += played
+        for k, s, u in zip("vmc", start, updates):
+            count[k] += u * (epoch >= s)
+    found = cost(c)
+    assert {k: found[k] for k in count} == count
+    S = count["env_steps"]
+    assert math.isclose(found["v_reuse"] * S, count["v"] * 128) and math.isclose(found["m_reuse"] * S, count["m"] * 320)
+    assert math.isclose(found["c_dreamed"] * S, count["c"] * 128 * 9)
+
+
+@pytest.mark.parametrize("name,field,value", [(n, f, v) for n, f, v in leaves(Config()) if "low" in f.metadata or "high" in f.metadata])
+def test_every_range_is_enforced_and_named(name, field, value):
+    many = isinstance(value, tuple)
+    for bound, step in (("low", -1), ("high", 1)):
+        if bound in field.metadata:
+            wrong = field.metadata[bound] + step
+            wrong = [wrong] * len(value) if many else wrong
+            with pytest.raises(UserError, match=name.split(".")[-1]) as e:
+                Config().change({name: wrong})
+            assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name,field,value", list(leaves(Config())))
+def test_every_field_refuses_another_type(name, field, value):
+    wrong = 3 if isinstance(value, (str, dict)) else "3"
+    with pytest.raises(UserError, match=name.split(".")[-1]):
+        Config().change({name: wrong})
+
+
+@pytest.mark.parametrize("name,field,value", [x for x in leaves(Config()) if not x[0].startswith("tokenizer.image.")])
+def test_every_field_has_a_line_of_help(name, field, value):
+    assert field.metadata["help"] and "\n" not in field.metadata["help"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_are_finite(bad):
+    for name in ("train_m.lr", "train_c.clip", "evaluation.temperature", "world_model.reward_limit"):
+        with pytest.raises(UserError, match="finite"):
+            Config().change({name: bad})
+
+
+@pytest.mark.parametrize("values,words", [
+    ({"train_m.context": 10}, "train_m.segment"),
+    ({"collect.capacity": 209, "collect.num_envs": 10}, "collect.capacity = 209 is too small"),
+    ({"world_model.retnet.width": 258}, "multiple of 2 \\* heads"),
+    ({"world_model.retnet.width": 260, "world_model.retnet.heads": 52}, "multiple of 2 \\* heads"),          # heads of width 5
+    ({"world_model.retnet.windows": [16, 4]}, "windows"),
+    ({"tokenizer.image.norm_groups": 5}, "norm_groups"),
+    ({"tokenizer.image.image_size": 68}, "halved"),
+    ({"tokenizer.image.vocab": 2**15 + 1}, "16-bit"),
+    ({"tokenizer.action_levels": 2**15 + 1}, "16-bit"),
+    ({"tokenizer.vector_levels": 126}, "odd"),
+    ({"tokenizer.image.image_size": 8}, "perceptual"),
+    ({"train_c.burn_in": 0}, "burn_in"),
+])
+def test_contradictions(values, words):
+    with pytest.raises(UserError, match=words):
+        Config().change(values)
+
+
+def test_what_just_fits():
+    Config().change({"collect.capacity": 210, "collect.num_envs": 10})
+    Config().change({"train_m.context": 9})
+    Config().change({"tokenizer.image.vocab": 2**15})
+    Config().change({"tokenizer.image.image_size": 8, "tokenizer.image.perceptual": "none"})
+
+
+def test_checks_without_json():
+    with pytest.raises(UserError, match="collect.epsilon"):
+        Config(collect=CollectConfig(epsilon=1.5))
+    with pytest.raises(UserError, match="train_c.burn_in"):
+        replace(catch(), train_c=CTraining(burn_in=0))
+    with pytest.raises(UserError, match="env_options"):
+        Config(env_options={"f": len})
+    with pytest.raises(UserError, match="env_options"):
+        Config(env_options={1: 2})                                          # would come back as {"1": 2}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        catch().epochs = 3
+    assert MTraining(lr=-1).lr == -1                                        # a part is checked when it becomes part of a whole
+
+
+def test_unknown_names():
+    for make in (lambda: Config.from_json({"train_m": {"lrr": 1}}), lambda: Config().change({"train_m.lrr": 1})):
+        with pytest.raises(UserError, match="train_m.lrr"):
+            make()
+    with pytest.raises(UserError, match="no group train_x"):
+        Config().change({"train_x.lr": 1})
+    with pytest.raises(UserError, match="no group epochs"):
+        Config().change({"epochs.lr": 1})
+    with pytest.raises(UserError, match="catch, atari100k, rem, atari-smoke"):
+        preset("Catch")
+    for nothing in ([], None, "catch", 3):
+        with pytest.raises(UserError, match="must be an object"):
+            Config.from_json(nothing)
+
+
+@few
+@given(st.data())
+def test_change_writes_exactly_what_it_is_given(data):
+    numbers = [(n, v) for n, _, v in leaves(Config()) if type(v) is int and n.startswith(("train_", "evaluation", "collect.steps", "epochs"))]
+    chosen = data.draw(st.dictionaries(st.sampled_from([n for n, _ in numbers if "context" not in n]), st.integers(10, 10_000), max_size=5))
+    base = Config()
+    changed = base.change(chosen)
+    assert differences(base, changed) == {n: (flat(base)[n], v) for n, v in chosen.items() if v != flat(base)[n]}
+    assert base == Config()                                                 # the original is untouched
+    assert changed.change({n: flat(base)[n] for n in chosen}) == base
+
+
+def test_small_helpers():
+    assert overlay({"a": {"b": 1, "c": 2}}, {"a.b": 3}) == {"a": {"b": 3, "c": 2}}
+    assert is_json({"a": [1, "x", None, True]}) and not is_json({"a": float("nan")}) and not is_json({1: 2}) and not is_json({"a": (1,)})
+    assert set(flat(Config())) == {n for n, _, _ in leaves(Config())}
+    assert differences(Config(), Config()) == {}
