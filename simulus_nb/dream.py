@@ -284,7 +284,9 @@ def dream_video(
     fps: int = 4,                     # steps a second
 ) -> Path:
     "All windows one after the other as an H.264 video: real | dream | error."
-    with imageio.get_writer(path, format="FFMPEG", mode="I", fps=fps, codec="libx264", quality=7, macro_block_size=16, ffmpeg_log_level="error") as film:
+    rate = ["-crf", "23", "-maxrate", "200k", "-bufsize", "400k"]              # even noise takes no more than 25 KB a second
+    with imageio.get_writer(path, format="FFMPEG", mode="I", fps=fps, codec="libx264", quality=None, macro_block_size=16,
+                            ffmpeg_log_level="error", output_params=rate) as film:
         for row, mask in enumerate(loop.mask):
             for t in mask.nonzero()[:, 0].tolist():
                 frame = _video_frame(loop, real, row, t, f"dream {row + 1} of {len(loop.mask)}")

@@ -92,7 +92,7 @@ def resize(
         return image
     squeezed = image[..., 0] if image.shape[2:] == (1,) else image
     small = Image.fromarray(squeezed).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(small).reshape(size, size, *image.shape[2:])
+    return np.array(small).reshape(size, size, *image.shape[2:])
 
 # %% ../nbs/01_envs.ipynb #c021
 class SkippedFrames(gymnasium.Wrapper):

@@ -29,7 +29,7 @@ class RetNetConfig:
     windows: tuple[float, float] = field(default=(4.0, 16.0), metadata=dict(help="shortest and longest memory of a head, in blocks", low=0.5))
 
     def __post_init__(self):
-        if self.width % (2 * self.heads):
+        if self.heads < 1 or self.width % (2 * self.heads):
             raise UserError(f"width must be a multiple of 2 * heads = {2 * self.heads} (channels turn in pairs), not {self.width}")
         if not 0 < self.windows[0] <= self.windows[1]:
             raise UserError(f"windows must be two positive numbers of blocks, the shorter one first, not {self.windows}")

@@ -324,17 +324,17 @@ CURVES = {"return": ("env/return", "evaluation/return", "c/imagined_return"), "t
           "world model M": ("m/obs", "m/reward", "m/done"), "controller C": ("c/critic", "c/entropy")}
 
 def plot_history(history: list[dict]) -> Figure:      # one record per epoch, as in metrics.jsonl
-    "Learning curves of a run over its environment steps."
+    "Learning curves of a run, epoch by epoch."
     figure, axes = plt.subplots(1, len(CURVES), figsize=(3.2 * len(CURVES), 2.6), layout="constrained")
     for ax, (title, names) in zip(axes, CURVES.items()):
         for name in names:
-            points = [(r["env_steps"], r[name]) for r in history if r.get(name) is not None]
+            points = [(r["epoch"], r[name]) for r in history if r.get(name) is not None]
             if any(y for _, y in points):
                 ax.plot(*zip(*points), label=name, marker="." if len(points) < 10 else None)
         if ax.has_data():
             ax.legend(fontsize=7)
             ax.set_yscale("linear" if title == "return" else "log")
-        ax.set(title=title, xlabel="environment steps")
+        ax.set(title=title, xlabel="epoch")
     plt.close(figure)
     return figure
 
@@ -374,7 +374,11 @@ class Trainer(Checkpoints):
             writer.add_scalar(key, value, self.env_steps)
 
     def train(self) -> "Trainer":
-        "Run the remaining epochs, then `finish`."
+        "Run the remaining epochs, then `finish`. A finished run is left as it is."
+        if self.epoch >= self.config.epochs and self.folder.evaluation.exists():
+            stored = json.loads(self.folder.evaluation.read_text(encoding="utf8"))
+            self.result = Evaluation(tuple(stored["returns"]), tuple(stored["lengths"]))
+            return self
         c, begin, shown = self.config, time.perf_counter() - self.seconds, {"return": "-"}
         bar = tqdm(total=c.epochs, initial=self.epoch, disable=not self.progress, unit="epoch", dynamic_ncols=True)
         with bar, SummaryWriter(str(self.folder.path)) as writer:

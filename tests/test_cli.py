@@ -68,8 +68,8 @@ def test_every_setting_is_an_option():
     for name, value in flat(catch()).items():
         argv.append(option(name))
         if isinstance(value, bool):
-            argv[-1] = option(name).replace("shared", "no-shared")
-            other[name] = False
+            argv[-1] = option(name).replace("shared", "no-shared") if value else option(name)
+            other[name] = not value
         elif name == "env_options":
             other[name] = {"rows": 8, "look": "paper"}
             argv.append(json.dumps(other[name]))
@@ -99,7 +99,7 @@ def test_help_lists_every_setting_with_the_preset_s_default(name, capsys, monkey
     text = capsys.readouterr().out
     squeezed = " ".join(text.replace("│", " ").replace("|", " ").split())
     for setting, value in flat(preset(name)).items():
-        assert option(setting).replace("shared", "no-shared") in text
+        assert option(setting) in text or option(setting).replace("shared", "no-shared") in text
     assert f"AdamW weight decay of weight matrices (default: {preset(name).train_m.weight_decay})" in squeezed
     assert f"Gymnasium id (default: {preset(name).env})" in squeezed
     assert f"updates per epoch (default: {preset(name).train_c.steps})" in squeezed
