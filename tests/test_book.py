@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,15 @@ def test_notebook_opens_with_title(path):
 def test_code_cells_are_short(path):
     lengths = [len([l for l in source.splitlines() if l.strip() and not l.startswith("#|")]) for source in cells(path, "code")]
     assert max(lengths, default=0) <= 60
+
+
+@books
+def test_code_compiles_without_warnings(path):
+    "For one, a backslash of LaTeX in a string that is not raw: newer Pythons complain."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source in cells(path, "code"):
+            compile(source, path.name, "exec")
 
 
 @pytest.mark.parametrize("path", sorted(p for pattern in ("nbs/**/*.ipynb", "simulus_nb/**/*.py", "tests/*.py", "*.md", "*.ini", "*.toml", "*.py", ".ci/*")
