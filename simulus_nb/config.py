@@ -193,14 +193,14 @@ def overlay(tree: dict, values: dict[str, Any]) -> dict:
 def catch() -> Config:
     "The default world: Catch from pixels, minutes on a CPU."
     return Config(
-        env="simulus/Catch-v0", epochs=36, save_every=12,
+        env="simulus/Catch-v0", epochs=38, save_every=10,
         tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=32, channels=8, stages=3, code_dim=64, vocab=64, commitment=0.25, perceptual="none")),
         world_model=WorldModelConfig(retnet=RetNetConfig(width=64, heads=2, layers=2, dropout=0.0, windows=(2.0, 8.0))),
         controller=ControllerConfig(width=96, channels=(32, 32), embedding=32, shared=False),
-        collect=CollectConfig(steps=120, epochs=36, epsilon=0.05, capacity=12_000),
+        collect=CollectConfig(steps=120, epochs=38, epsilon=0.05, capacity=12_000),
         train_v=VTraining(batch=32, steps=30, start=2, lr=2e-3),
         train_m=MTraining(batch=24, segment=10, context=1, steps=40, start=6, lr=1e-3, weight_decay=0.01),
-        train_c=CTraining(batch=64, burn_in=4, horizon=10, steps=15, start=14, lr=2e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.02)),
+        train_c=CTraining(batch=64, burn_in=4, horizon=10, steps=18, start=15, lr=2e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.05)),
         evaluation=EvaluationConfig(episodes=100, temperature=0.5, num_envs=10, every=5, interim=50),
     )
 
@@ -222,7 +222,7 @@ def rem() -> Config:
 
 # %% ../nbs/16_config.ipynb #c027
 def atari_smoke() -> Config:
-    "The Atari code path at toy size: every stage once or twice, about three minutes on a CPU. It learns nothing."
+    "The Atari code path at toy size: every stage once or twice, less than a minute on a CPU. It learns nothing."
     return Config(
         env="ALE/Pong-v5", epochs=3, save_every=1,
         tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=64, channels=8, stages=4, code_dim=32, vocab=64, perceptual="none")),
