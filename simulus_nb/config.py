@@ -193,7 +193,7 @@ def overlay(tree: dict, values: dict[str, Any]) -> dict:
 def catch() -> Config:
     "The default world: Catch from pixels, minutes on a CPU."
     return Config(
-        env="simulus/Catch-v0", epochs=38, save_every=10,
+        env="simulus/Catch-v0", epochs=38, save_every=10, threads=2,
         tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=32, channels=8, stages=3, code_dim=64, vocab=64, commitment=0.25, perceptual="none")),
         world_model=WorldModelConfig(retnet=RetNetConfig(width=64, heads=2, layers=2, dropout=0.0, windows=(2.0, 8.0))),
         controller=ControllerConfig(width=96, channels=(32, 32), embedding=32, shared=False),

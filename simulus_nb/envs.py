@@ -217,7 +217,7 @@ class ResizeImages(gymnasium.ObservationWrapper):
 EXTRAS = {  # how an id begins: (module, function in it that registers ids or None if the import does, our pip extra)
     "MiniGrid-": ("minigrid", None, "minigrid"), "BabyAI-": ("minigrid", None, "minigrid"),
     "MinAtar/": ("minatar.gym", "register_envs", "minatar"),
-    "dm_control/": ("shimmy.registration", "register_gymnasium_envs", "dmc"),
+    "dm_control/": ("shimmy", None, "dmc"),
 }
 
 def import_extra(env_id: str) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CURVES', 'BAR', 'pick_device', 'adamw', 'update', 'Learner', 'RunFolder', 'git_commit', 'circumstances', 'env_maker',
            'infer_specs', 'make_agent', 'make_replay', 'RunState', 'average', 'Stages', 'Epochs', 'Checkpoints',
-           'plot_history', 'Trainer']
+           'plot_history', 'Run', 'Trainer']
 
 # %% ../nbs/20_trainer.ipynb #c003
 import json
@@ -339,9 +339,8 @@ def plot_history(history: list[dict]) -> Figure:      # one record per epoch, as
     return figure
 
 # %% ../nbs/20_trainer.ipynb #c040
-class Trainer(Checkpoints):
-    "A run from beginning to end: collect, learn V, M and C, epoch after epoch, everything in one folder."
-    result: Evaluation | None = None         # the final evaluation, once there is one
+class Run(Checkpoints):
+    "The state of a run together with its folder, new or taken up again."
 
     def __init__(
         self,
@@ -372,6 +371,11 @@ class Trainer(Checkpoints):
             f.write(json.dumps(record) + "\n")
         for key, value in record.items():
             writer.add_scalar(key, value, self.env_steps)
+
+# %% ../nbs/20_trainer.ipynb #c041
+class Trainer(Run):
+    "A run from beginning to end: collect, learn V, M and C, epoch after epoch, everything in one folder."
+    result: Evaluation | None = None         # the final evaluation, once there is one
 
     def train(self) -> "Trainer":
         "Run the remaining epochs, then `finish`. A finished run is left as it is."
@@ -404,6 +408,5 @@ class Trainer(Checkpoints):
         facts = circumstances(self.config, self.device, self.command)
         self.folder.write(self.folder.manifest, facts | dict(wall_seconds=round(self.seconds, 1), env_steps=self.env_steps, epochs=self.epoch))
         return self
-
 
 BAR = {"return": "env/return", "V": "v/loss", "M": "m/loss", "C": "c/critic"}      # what the progress bar shows

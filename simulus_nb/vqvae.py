@@ -205,7 +205,7 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config, self.in_channels = config, in_channels
         self.grid = (config.image_size // 2**config.stages,) * 2        # rows, cols of tokens
-        self.K = self.grid[0] * self.grid[1]
+        self.K = self.grid[0] * self.grid[1]                            # Eq. (6.2a)
         self.encoder, self.table, self.decoder = image_encoder(config, in_channels), Codebook(config), image_decoder(config, in_channels)
 
     to_uint8 = staticmethod(to_uint8)

@@ -136,7 +136,7 @@ def observation_loss(
 ) -> Tensor:                          # (B, P)
     "L_obs, cross-entropy averaged over the K tokens: Eq. (11.13)."
     total = []
-    for key, target in layout.split(z).items():                                 # (B, P, K_i, C_i)
+    for key, target in layout.split(z).items():                                 # Eq. (11.12a), (B, P, K_i, C_i)
         for logits, symbol in zip(prediction.obs[key], target.unbind(-1)):
             nll = F.cross_entropy(_full(logits).movedim(-1, 1), symbol, reduction="none")        # (B, P, K_i)
             total.append(nll.sum(-1) / target.shape[-1])
