@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONTEXT', 'IMAGINED', 'INK', 'BAR', 'PAPER', 'FONT', 'token_accuracy', 'difference', 'OpenLoop', 'open_loop',
            'whole_windows', 'picture', 'error_picture', 'film_strip', 'dream_video', 'dream_media', 'observation_space',
-           'raw_observation', 'action_space', 'dream_step', 'DreamEnv']
+           'raw_observation', 'action_space', 'DreamEnv']
 
 # %% ../nbs/19_dream.ipynb #c002
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .agent import Agent
-from .imagination import sample_observation
+from .imagination import dream_step, sample_observation
 from .replay import ReplayBuffer, Segment
 from .scalars import symlog
 from .spaces import ActionSpec, Modality, ObsSpec, TokenLayout, UserError
@@ -356,20 +356,6 @@ def action_space(spec: ActionSpec) -> gs.Space:
 
 # %% ../nbs/19_dream.ipynb #c049
 @torch.no_grad()
-def dream_step(
-    world_model: WorldModel,
-    z: Tensor,                                    # (B, S) tokens of the present observation
-    action: Tensor,                               # (B, K_a) action tokens
-    memory: Tensor,                               # M's state before this step
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:       # next z (B, S), expected reward (B,), end (B,) bool, next state
-    "One step of a dream, drawn in the order of `imagine`: Eq. (19.10)."
-    prediction, memory = world_model(z[:, None], action[:, None], memory)
-    reward = world_model.reward.decode(prediction.reward)[:, 0]                                 # Eq. (19.10)
-    done = torch.rand(len(z), device=z.device, generator=generator) < prediction.done[:, 0].float().sigmoid()   # Eq. (19.10)
-    return sample_observation(world_model.layout, prediction, generator)[:, 0], reward, done, memory            # Eq. (19.10)
-
-@torch.no_grad()
 def _real_moments(agent: Agent, replay: ReplayBuffer, n: int, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     "Tokens (n, S) of n stored moments, and M's memory of up to `context - 1` steps before them."
     s = replay.contexts(n, context, generator)
@@ -415,7 +401,7 @@ class DreamEnv(VectorEnv):
     def step(self, actions):
         "One step of every dream; a dream that ended in the last step begins anew and its action is ignored."
         action = torch.as_tensor(self.agent.action_spec.encode(actions), device=self.agent.device)
-        z, reward, done, memory = dream_step(self.agent.world_model, self.z, action, self.memory, self.generator)
+        z, reward, done, memory = dream_step(self.agent.world_model, self.z, action, self.memory, self.generator)   # Eq. (19.10)
         new, reward, done = self.over, reward.cpu().numpy().astype(np.float64), done.cpu().numpy()
         if new.any():
             z[new], memory[:, new] = _real_moments(self.agent, self.replay, int(new.sum()), self.context, self.generator)
