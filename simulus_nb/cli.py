@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args
 
 import gymnasium
 import imageio.v2 as imageio
@@ -34,7 +34,7 @@ import tyro
 
 from .agent import Agent
 from .checkpoint import load_checkpoint
-from .config import PRESETS, Config, check_ranges, cost, differences, preset
+from .config import PRESETS, Config, check_ranges, cost, differences, preset, preset_for
 from .dream import dream_media
 from .envs import make_env
 from .evaluate import Evaluation, RandomAgent, evaluate, human_normalised
@@ -54,18 +54,18 @@ def json_object(words: list[str]) -> dict:
 
 @registry.primitive_rule
 def _dict_option(info: tyro.constructors.PrimitiveTypeInfo):
-    if info.type_origin is dict:
+    if info.type_origin is dict and get_args(info.type)[1] is Any:              # dict[str, str] has a natural spelling
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1, metavar="JSON", instance_from_str=json_object, is_instance=lambda x: isinstance(x, dict), str_from_instance=lambda x: [json.dumps(x)])
 
 # %% ../nbs/21_cli.ipynb #c008
 def starting_point(argv: Sequence[str]) -> Config:
-    "The preset that `argv` starts from: `--preset`, else atari100k for `--env ALE/...`, else catch."
+    "The preset that `argv` starts from: `--preset`, else the one made for `--env`, else catch."
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--preset", "--env"):
         peek.add_argument(option, nargs="?")
     known, _ = peek.parse_known_args(list(argv))
-    return preset(known.preset or ("atari100k" if (known.env or "").startswith("ALE/") else "catch"))
+    return preset(known.preset or (preset_for(known.env) if known.env else "catch"))
 
 # %% ../nbs/21_cli.ipynb #c011
 def announce(trainer: Trainer) -> str:
@@ -98,7 +98,7 @@ def summary(trainer: Trainer) -> str:
     return "\n".join([f"{'evaluation':<12}{score_text(trainer.config.env, trainer.result)}", *lines])
 
 # %% ../nbs/21_cli.ipynb #c013
-PRESET_HELP = "settings to start from; without it atari100k for --env ALE/..., else catch"
+PRESET_HELP = "settings to start from; without it the ones made for --env, or small ones"
 
 @dataclass(frozen=True)
 class TrainCommand:

@@ -9,6 +9,7 @@ __all__ = ['LSTMState', 'ControllerConfig', 'standardised', 'ModalityEncoder', '
 # %% ../nbs/13_controller.ipynb #c002
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class ControllerConfig:
     shared: bool = field(default=True, metadata=dict(help="actor and critic share encoder and LSTM"))
     value_bins: int = field(default=129, metadata=dict(help="bins of the critic", low=3))
     value_limit: float = field(default=15.0, metadata=dict(help="largest |symlog(value)|", low=0.1))
+    value_mean: Literal["symlog", "raw"] = field(default="symlog", metadata=dict(help="space in which the critic's bins are averaged"))
 
 # %% ../nbs/13_controller.ipynb #c009
 def standardised(
@@ -131,7 +133,7 @@ class ActorCritic(nn.Module):
         self.trunks = nn.ModuleList(Trunk(layout, action_spec, config, codebooks) for _ in range(1 if config.shared else 2))
         self.actor = nn.Linear(config.width, action_spec.count * action_spec.vocab)
         self.critic = nn.Linear(config.width, config.value_bins)
-        self.value = HLGauss(-config.value_limit, config.value_limit, config.value_bins)
+        self.value = HLGauss(-config.value_limit, config.value_limit, config.value_bins, mean=config.value_mean)
         for trunk in self.trunks:
             init_weights(trunk)
         for layer in (self.actor, self.critic):              # a uniform policy and a value of zero to start with
@@ -221,7 +223,7 @@ def entropy(
     logp = _log_softmax(logits)
     return _over_dimensions(-(logp.exp() * logp).sum(-1), kind)                 # Eq. (13.18)
 
-# %% ../nbs/13_controller.ipynb #c045
+# %% ../nbs/13_controller.ipynb #c049
 def sample_categorical(
     logits: Tensor,                               # (..., N)
     generator: torch.Generator | None = None,     # on the device of `logits`

@@ -39,8 +39,7 @@ def token_accuracy(
     "Share of symbols that a draw from the prediction gets right, on average over draws: Eq. (19.6)."
     p = []
     for key, target in layout.split(z).items():                                 # (B, P, K_i, C_i)
-        for logits, symbol in zip(prediction.obs[key], target.unbind(-1)):
-            p.append(logits.softmax(-1).gather(-1, symbol[..., None]).squeeze(-1))
+        p.append(prediction.obs[key].softmax(-1).gather(-1, target[..., None]).flatten(-3))
     return torch.cat(p, -1).mean(-1)                                            # Eq. (19.6)
 
 def difference(
@@ -95,7 +94,7 @@ class OpenLoop:
 def _step(prediction: Prediction, p: int) -> Prediction:
     "The p-th of P predictions."
     now = slice(p, p + 1)
-    return Prediction({k: [x[:, now] for x in logits] for k, logits in prediction.obs.items()}, prediction.reward[:, now], prediction.done[:, now])
+    return Prediction({k: x[:, now] for k, x in prediction.obs.items()}, prediction.reward[:, now], prediction.done[:, now])
 
 @torch.no_grad()
 def open_loop(

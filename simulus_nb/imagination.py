@@ -26,8 +26,7 @@ def sample_observation(
     "ẑ ~ p(ẑ | y), every token (and every channel of a map cell) on its own: Eq. (14.3)."
     parts = []
     for g in layout.groups:
-        channels = [sample_categorical(logits, generator) for logits in prediction.obs[g.key]]     # Eq. (14.3)
-        parts.append(torch.stack(channels, -1).flatten(-2))
+        parts.append(sample_categorical(prediction.obs[g.key], generator).flatten(-2))             # Eq. (14.3)
     return torch.cat(parts, -1)
 
 # %% ../nbs/14_imagination.ipynb #c007
@@ -96,6 +95,7 @@ def controller_loss(
     dream: Dream,
     scale: ReturnScale,                           # running return scale c, made for B * (H - 1) returns; updated here
     config: ControllerLossConfig,
+    actor: bool = True,                           # False: only the critic learns
 ) -> tuple[Tensor, dict[str, Tensor]]:
     "L_critic + L_π over the steps of a dream before its end, in one batched pass of C: Eq. (14.15)."
     logits, value_logits, _ = controller(dream.z, dream.action, dream.start)
@@ -107,8 +107,8 @@ def controller_loss(
     c = scale.update(torch.where(alive > 0, target, target[:, :1]))
     advantage = (target - value[:, :-1]) / c.clamp(min=1)                       # Eq. (12.9)
     bonus = entropy(logits, kind)
-    actor = -mean(advantage * log_prob(logits, dream.action[:, :-1], kind) + config.entropy * bonus)        # Eqs. (14.12), (14.13)
+    objective = mean(advantage * log_prob(logits, dream.action[:, :-1], kind) + config.entropy * bonus)      # Eq. (14.12)
     critic = mean(controller.value.loss(value_logits[:, :-1], target))          # Eq. (14.14)
-    metrics = dict(actor=actor, critic=critic, entropy=mean(bonus), value=mean(value[:, :-1]), imagined_return=target[:, 0].mean(),
+    metrics = dict(actor=-objective, critic=critic, entropy=mean(bonus), value=mean(value[:, :-1]), imagined_return=target[:, 0].mean(),
                    return_scale=c.clone(), dream_length=dream.alive.sum(1).mean())
-    return actor + critic, {k: v.detach() for k, v in metrics.items()}          # Eq. (14.15)
+    return critic - objective if actor else critic, {k: v.detach() for k, v in metrics.items()}     # Eqs. (14.13), (14.15)

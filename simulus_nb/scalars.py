@@ -6,6 +6,8 @@
 __all__ = ['symlog', 'symexp', 'TwoHot', 'HLGauss']
 
 # %% ../nbs/03_scalars.ipynb #c002
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -34,11 +36,12 @@ class _Histogram(nn.Module):
         high: float,            # last bin centre, in symlog space; larger targets are clipped to it
         bins: int = 129,        # number of bins; odd puts a centre in the middle
         sigma: float = 0.75,    # width of HL-Gauss's bell in bins (two-hot has no use for it)
+        mean: Literal["symlog", "raw"] = "symlog",      # where HL-Gauss averages its bins to read a number: Eq. (3.5) or (3.13)
     ):
         super().__init__()
-        if not (low < high and bins >= 2 and sigma > 0):
-            raise ValueError(f"need low < high, bins >= 2 and sigma > 0, got low={low}, high={high}, bins={bins}, sigma={sigma}")
-        self.low, self.high, self.bins, self.sigma = low, high, bins, sigma
+        if not (low < high and bins >= 2 and sigma > 0 and mean in ("symlog", "raw")):
+            raise ValueError(f"need low < high, bins >= 2, sigma > 0 and mean symlog or raw, got low={low}, high={high}, bins={bins}, sigma={sigma}, mean={mean}")
+        self.low, self.high, self.bins, self.sigma, self.mean = low, high, bins, sigma, mean
         self.width = (high - low) / (bins - 1)                                  # Eq. (3.4), Delta
 
     def centers(self, like: Tensor) -> Tensor:
@@ -81,3 +84,12 @@ class HLGauss(_Histogram):
         below = torch.special.ndtr((edges - y) / (self.sigma * self.width))     # (..., bins + 1) mass left of each edge
         Z = below[..., -1:] - below[..., :1]                                    # Eq. (3.10)
         return below.diff(dim=-1) / Z                                           # Eq. (3.9)
+
+    def decode(self, logits: Tensor) -> Tensor:
+        "Numbers (...) from logits (..., bins): Eq. (3.5), or Eq. (3.13) for `mean=\"raw\"`."
+        if self.mean == "symlog":
+            return super().decode(logits)
+        logits = _at_least_float32(logits)
+        b = self.centers(logits)
+        s = b.sign() * torch.expm1((b.abs() - (self.sigma * self.width) ** 2 / 2).clamp(min=0))         # Eq. (3.13)
+        return (logits.softmax(-1) * s).sum(-1)                                 # Eq. (3.13)

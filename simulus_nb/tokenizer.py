@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CODERS', 'TokenizerConfig', 'ImageCoder', 'VectorCoder', 'CategoricalCoder', 'GridCoder', 'MultiModalTokenizer',
-           'action_group', 'table_offsets', 'TokenEmbedding', 'mask_invalid']
+           'action_group', 'table_offsets', 'ordered_rows', 'TokenEmbedding', 'mask_invalid']
 
 # %% ../nbs/07_tokenizer.ipynb #c002
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +28,7 @@ class TokenizerConfig:
     image: VQVAEConfig = field(default_factory=VQVAEConfig)
     vector_levels: int = field(default=125, metadata=dict(help="grid points of a continuous dimension (odd)", low=5))
     action_levels: int = field(default=51, metadata=dict(help="levels of a continuous action dimension", low=2))
+    grid_patch: int = field(default=1, metadata=dict(help="side p of the p x p map cells that make one token", low=1))
 
 # %% ../nbs/07_tokenizer.ipynb #c010
 class ImageCoder(nn.Module):
@@ -78,20 +80,26 @@ class CategoricalCoder(nn.Module):
 
 # %% ../nbs/07_tokenizer.ipynb #c014
 class GridCoder(nn.Module):
-    "A map of categories, row by row: int (B, rows, cols, C) <-> (B, rows * cols * C)."
+    "A map of categories, patch by patch, row by row: int (B, rows, cols, C) <-> (B, symbols)."
 
     def __init__(self, m: Modality, config: TokenizerConfig):
         super().__init__()
-        rows, cols, _ = self.shape = m.shape
-        self.group = TokenGroup(m.key, "grid", rows * cols, m.nvec, grid=(rows, cols))
+        self.shape, p = m.shape, config.grid_patch
+        R, Q = (-(-side // p) for side in m.shape[:2])                          # patches in a column, in a row
+        self.patches = (R, Q, p, p, m.shape[2])
+        self.group = TokenGroup(m.key, "grid", R * Q, m.nvec * p**2, grid=(R, Q))
 
     def encode(self, x: Tensor) -> Tensor:
-        return x.flatten(1).long()                                              # Eq. (7.6)
+        (rows, cols, _), (R, Q, p, _, C) = self.shape, self.patches
+        full = F.pad(x.long(), (0, 0, 0, Q * p - cols, 0, R * p - rows))        # category 0 beyond the edge
+        return full.view(-1, R, p, Q, p, C).transpose(2, 3).flatten(1)          # Eqs. (7.6), (7.6a)
 
     def decode(self, z: Tensor) -> Tensor:
-        return z.unflatten(-1, self.shape)                                      # Eqs. (7.5), (7.6)
+        (rows, cols, _), (R, Q, p, _, C) = self.shape, self.patches
+        full = z.view(-1, *self.patches).transpose(2, 3).reshape(-1, R * p, Q * p, C)       # Eqs. (7.6), (7.6a)
+        return full[:, :rows, :cols]                                            # Eq. (7.5)
 
-# %% ../nbs/07_tokenizer.ipynb #c019
+# %% ../nbs/07_tokenizer.ipynb #c020
 def _rows(obs: dict[str, Tensor], m: Modality) -> tuple[Tensor, torch.Size]:
     "One modality of observations as (n, *m.shape), and the leading axes that became n."
     x, cut = obs.get(m.key), -len(m.shape)
@@ -100,7 +108,7 @@ def _rows(obs: dict[str, Tensor], m: Modality) -> tuple[Tensor, torch.Size]:
                         f"{'nothing' if x is None else tuple(x.shape)}; read it with ObsSpec.flatten first")
     return x.reshape(prod(x.shape[:cut]), *m.shape), x.shape[:cut]
 
-# %% ../nbs/07_tokenizer.ipynb #c020
+# %% ../nbs/07_tokenizer.ipynb #c021
 CODERS = {"image": ImageCoder, "vector": VectorCoder, "categorical": CategoricalCoder, "grid": GridCoder}
 
 class MultiModalTokenizer(nn.Module):
@@ -142,14 +150,15 @@ class MultiModalTokenizer(nn.Module):
         metrics = {f"{key}/{name}" if len(losses) > 1 else name: v for key, (_, terms) in losses.items() for name, v in terms.items()}
         return sum(total for total, _ in losses.values()), metrics                              # Eq. (7.8)
 
-# %% ../nbs/07_tokenizer.ipynb #c031
+# %% ../nbs/07_tokenizer.ipynb #c032
 def action_group(
     spec: ActionSpec,                 # actions of the environment
 ) -> TokenGroup:                      # K_a tokens
     "Tokens of an action, one per dimension, each with choices of its own: Eq. (7.4)."
-    return TokenGroup("action", "categorical", spec.count, (spec.vocab,), sizes=spec.nvec)
+    kind = "vector" if spec.kind == "continuous" else "categorical"             # do the numbers have an order?
+    return TokenGroup("action", kind, spec.count, (spec.vocab,), sizes=spec.nvec)
 
-# %% ../nbs/07_tokenizer.ipynb #c034
+# %% ../nbs/07_tokenizer.ipynb #c035
 def table_offsets(
     group: TokenGroup,                # one modality's tokens
 ) -> Tensor:                          # (K_i, C_i) int64, first row of each symbol's part of the table
@@ -158,7 +167,18 @@ def table_offsets(
     begin = sizes.cumsum(0) - sizes                                             # Eqs. (7.12), (7.13)
     return begin[:, None] if group.sizes else begin.repeat(group.count, 1)
 
-# %% ../nbs/07_tokenizer.ipynb #c037
+# %% ../nbs/07_tokenizer.ipynb #c036
+def ordered_rows(
+    n: int,                           # N levels, ascending
+    width: int,                       # d
+) -> Tensor:                          # (N, d)
+    "Rows for levels that have an order: random Fourier features of their place, Eq. (7.11a)."
+    low, high = math.log(math.pi / 2), math.log(max(math.pi / 2, math.pi * (n - 1) / 4))
+    omega = torch.empty(width).uniform_(low, high).exp()
+    phase = torch.empty(width).uniform_(0, 2 * math.pi)
+    return (2 / width) ** 0.5 * torch.cos(torch.linspace(-1, 1, n)[:, None] * omega + phase)      # Eq. (7.11a)
+
+# %% ../nbs/07_tokenizer.ipynb #c040
 class TokenEmbedding(nn.Module):
     "Integers to vectors: V's codebook where there is one (read, never trained here), a table of its own elsewhere."
 
@@ -174,8 +194,13 @@ class TokenEmbedding(nn.Module):
             code_dim = codebook().shape[-1]
             self.project = nn.Identity() if code_dim == width else nn.Linear(code_dim, width, bias=False)
         else:
-            self.table = nn.Embedding(sum(group.sizes or group.vocab), width)
+            sizes = group.sizes or group.vocab
+            self.table = nn.Embedding(sum(sizes), width)
             nn.init.normal_(self.table.weight, std=width**-0.5)                 # rows of length about 1
+            if group.kind == "grid":
+                self.table.weight.data[table_offsets(group)[0]] = 0.0           # an empty cell is the zero vector, Eq. (7.13a)
+            if group.kind == "vector":
+                self.table.weight.data.copy_(torch.cat([ordered_rows(n, width) for n in sizes]))      # Eq. (7.11a)
             self.register_buffer("offsets", table_offsets(group), persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:                  # (..., K_i * C_i) -> (..., K_i, width)
@@ -185,7 +210,7 @@ class TokenEmbedding(nn.Module):
         x = self.table(z.unflatten(-1, self.offsets.shape) + self.offsets)      # Eqs. (7.11), (7.12)
         return x.mean(-2)                                                       # Eq. (7.13)
 
-# %% ../nbs/07_tokenizer.ipynb #c043
+# %% ../nbs/07_tokenizer.ipynb #c046
 @lru_cache(maxsize=64)
 def _exists(sizes: tuple[int, ...], n: int, device: torch.device) -> Tensor:
     "(K_i, N) True where a position has that category; made once."

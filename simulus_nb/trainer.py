@@ -99,11 +99,11 @@ class Learner:
         model.eval()
         return {**metrics, "grad_norm": norm}
 
-    def c_step(self, context: Segment) -> dict[str, Tensor]:
+    def c_step(self, context: Segment, actor: bool = True) -> dict[str, Tensor]:
         "One update of C on dreams that begin at the end of real contexts; the contexts' rewards are not read, Eq. (20.6)."
         c, agent = self.config.train_c, self.agent
         dream = imagine(agent.world_model, agent.controller, context, c.horizon, self.generator)
-        loss, metrics = controller_loss(agent.controller, dream, self.scale, c.loss)
+        loss, metrics = controller_loss(agent.controller, dream, self.scale, c.loss, actor)
         return {**metrics, "grad_norm": update(agent.controller, self.optimizers["c"], loss, c.clip)}
 
 # %% ../nbs/20_trainer.ipynb #c014
@@ -184,7 +184,7 @@ def infer_specs(config: Config) -> tuple[ObsSpec, ActionSpec]:
     "What the configured environment shows and takes."
     env = env_maker(config, training=True)()
     try:
-        return ObsSpec.from_space(env.observation_space), ActionSpec.from_space(env.action_space, levels=config.tokenizer.action_levels)
+        return ObsSpec.from_space(env.observation_space, config.obs_kinds), ActionSpec.from_space(env.action_space, levels=config.tokenizer.action_levels)
     finally:
         env.close()
 
@@ -263,7 +263,8 @@ class Stages(RunState):
     def learn_c(self, updates: int) -> dict[str, float]:
         "Update C on dreams: Eq. (20.2)."
         c = self.config.train_c
-        return average([self.learner.c_step(self.replay.contexts(c.batch, c.burn_in, self.generator)) for _ in range(updates)])
+        actor = self.epoch >= c.start + c.critic_first
+        return average([self.learner.c_step(self.replay.contexts(c.batch, c.burn_in, self.generator), actor) for _ in range(updates)])
 
 # %% ../nbs/20_trainer.ipynb #c027
 class Epochs(Stages):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BlockEmbedding', 'head', 'Prediction', 'Heads', 'WorldModelConfig', 'WorldModel', 'observation_loss',
-           'world_model_loss']
+           'modality_losses', 'world_model_loss']
 
 # %% ../nbs/11_world_model.ipynb #c002
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def head(
 @dataclass
 class Prediction:
     "What M says of the step after each state: logits, not yet samples."
-    obs: dict[str, list[Tensor]]      # per modality, per channel: (B, P, K_i, N)
+    obs: dict[str, Tensor]            # per modality: (B, P, K_i, C_i, N), N the largest vocabulary of its symbols
     reward: Tensor                    # (B, P, bins)
     done: Tensor                      # (B, P) logit of termination
 
@@ -73,14 +74,15 @@ class Heads(nn.Module):
     ):
         super().__init__()
         self.groups = layout.groups
-        self.obs = nn.ModuleList(head(width, sum(g.vocab)) for g in layout.groups)
+        self.obs = nn.ModuleList(head(width, len(g.vocab) * max(g.vocab)) for g in layout.groups)
         self.reward, self.done = head(width, reward_bins), head(width, 1)
 
     def forward(self, yu: Tensor) -> Prediction:             # (B, P, K, d)
         "Logits of P predictions."
         obs = {}
         for g, net, y in zip(self.groups, self.obs, yu.split([g.count for g in self.groups], 2)):
-            obs[g.key] = [mask_invalid(logits, g.sizes) for logits in net(y).split(g.vocab, -1)]         # Eq. (11.10)
+            logits = net(y).unflatten(-1, (len(g.vocab), -1))                                            # Eq. (11.10)
+            obs[g.key] = mask_invalid(logits, g.vocab) if g.sizes is None else mask_invalid(logits.squeeze(-2), g.sizes).unsqueeze(-2)
         y = yu[:, :, -1]                                     # y_K, the summary
         return Prediction(obs, self.reward(y), self.done(y).squeeze(-1))                                 # Eqs. (11.11), (11.12)
 
@@ -91,6 +93,7 @@ class WorldModelConfig:
     retnet: RetNetConfig = field(default_factory=RetNetConfig)
     reward_bins: int = field(default=129, metadata=dict(help="bins of the reward head", low=3))
     reward_limit: float = field(default=10.395, metadata=dict(help="largest |symlog(reward)|", low=0.1))
+    reward_mean: Literal["symlog", "raw"] = field(default="symlog", metadata=dict(help="space in which the reward's bins are averaged"))
 
 # %% ../nbs/11_world_model.ipynb #c021
 class WorldModel(nn.Module):
@@ -110,7 +113,7 @@ class WorldModel(nn.Module):
         self.retnet = RetNet(config.retnet, block=self.K + self.K_a)
         self.xu = nn.Parameter(torch.randn(self.K, d) * 0.02)                   # X^u of Eq. (11.7)
         self.predict = Heads(layout, d, config.reward_bins)
-        self.reward = HLGauss(-config.reward_limit, config.reward_limit, config.reward_bins)
+        self.reward = HLGauss(-config.reward_limit, config.reward_limit, config.reward_bins, mean=config.reward_mean)
 
     def forward(
         self,
@@ -131,16 +134,23 @@ class WorldModel(nn.Module):
 # %% ../nbs/11_world_model.ipynb #c026
 def observation_loss(
     layout: TokenLayout,
-    prediction: Prediction,           # logits (B, P, ...)
-    z: Tensor,                        # (B, P, S) what came
+    each: dict[str, Tensor],          # {key: (B, P)} of `modality_losses`
 ) -> Tensor:                          # (B, P)
     "L_obs, cross-entropy averaged over the K tokens: Eq. (11.13)."
-    total = []
-    for key, target in layout.split(z).items():                                 # Eq. (11.12a), (B, P, K_i, C_i)
-        for logits, symbol in zip(prediction.obs[key], target.unbind(-1)):
-            nll = F.cross_entropy(_full(logits).movedim(-1, 1), symbol, reduction="none")        # (B, P, K_i)
-            total.append(nll.sum(-1) / target.shape[-1])
-    return sum(total) / layout.K                                                # Eq. (11.13)
+    return sum(g.count * each[g.key] for g in layout.groups) / layout.K         # Eqs. (11.13), (11.13b)
+
+def modality_losses(
+    layout: TokenLayout,
+    prediction: Prediction,           # logits (B, P, ...)
+    z: Tensor,                        # (B, P, S) what came
+) -> dict[str, Tensor]:               # {key: (B, P)}
+    "Cross-entropy of each modality alone, averaged over its own tokens: Eq. (11.13a)."
+    out = {}
+    for key, target in layout.split(z).items():                                 # (B, P, K_i, C_i)
+        logits = _full(prediction.obs[key])
+        nll = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)      # Eq. (11.12a)
+        out[key] = nll.sum(-1).mean(-1)                                         # Eq. (11.13a)
+    return out
 
 def _full(logits: Tensor) -> Tensor:
     "Float32 at least: logarithms of small probabilities need the digits."
@@ -161,9 +171,11 @@ def world_model_loss(
     now, then = slice(context - 1, -1), slice(context, None)
     weight = (mask[:, now] & mask[:, then]).to(_full(prediction.done).dtype)    # Eq. (11.17), w
     average = lambda x: (x * weight).sum() / weight.sum().clamp(min=1)          # Eq. (11.17)
-    obs = average(observation_loss(model.layout, prediction, z[:, then]))       # Eq. (11.13)
+    each = modality_losses(model.layout, prediction, z[:, then])                # Eq. (11.13a)
+    obs = average(observation_loss(model.layout, each))                         # Eq. (11.13)
     rew = average(model.reward.loss(prediction.reward, reward[:, now]))         # Eq. (11.14)
     logit = _full(prediction.done)
     end = average(F.binary_cross_entropy_with_logits(logit, done[:, now].to(logit.dtype), reduction="none"))     # Eq. (11.15)
     loss = obs + rew + end                                                      # Eq. (11.16)
-    return loss, {"loss": loss.detach(), "obs": obs.detach(), "reward": rew.detach(), "done": end.detach()}
+    terms = dict(loss=loss, obs=obs, reward=rew, done=end) | ({f"obs/{key}": average(x) for key, x in each.items()} if len(each) > 1 else {})
+    return loss, {name: x.detach() for name, x in terms.items()}

@@ -7,7 +7,10 @@ from torch.distributions import Categorical, Independent
 
 from simulus_nb.controller import (ActorCritic, Controller, ControllerConfig, ModalityEncoder, Trunk, entropy, log_prob,
                                    sample_categorical)
+from simulus_nb.imagination import ControllerLossConfig, Dream, controller_loss
+from simulus_nb.returns import ReturnScale
 from simulus_nb.spaces import ActionSpec, TokenGroup, TokenLayout
+from simulus_nb.tokenizer import mask_invalid
 
 IMAGE = TokenGroup("obs", "image", 4, (8,), grid=(2, 2))
 VECTOR = TokenGroup("sensor", "vector", 3, (9,))
@@ -249,3 +252,125 @@ def test_action_embedding_is_the_mean_over_dimensions():
     trunk = make().trunks[0]
     table, action = trunk.embed_action.table.weight, torch.tensor([[3, 1, 2]])
     close(trunk.actions(action)[0], (table[3] + table[4 + 1] + table[6 + 2]) / 3)
+
+
+def bandit(kind, nvec, seed):
+    "C on a game of one step: its logits are the bias of the actor, its value is that of the critic. Every joint action once, each with a reward of its own."
+    g = torch.Generator().manual_seed(seed)
+    bounds = ((0.0,) * len(nvec), (1.0,) * len(nvec)) if kind == "continuous" else ((), ())
+    C = Controller(TokenLayout((LIGHTS,)), ActionSpec(kind, nvec, *bounds), ControllerConfig(width=4, embedding=2)).double()
+    with torch.no_grad():
+        for layer in (C.actor, C.critic):
+            layer.bias.copy_(2 * torch.randn(layer.bias.shape, generator=g))
+    action = torch.cartesian_prod(*(torch.arange(n) for n in nvec)).view(-1, len(nvec))
+    return C, action, torch.rand(len(action), generator=g, dtype=torch.float64) - 0.5
+
+
+def one_step(C, action, reward):
+    "Dreams (B,) that take one action, are paid and end: H = 2, and the second step is dead."
+    B, first = len(action), lambda x: torch.stack([x, torch.zeros_like(x)], 1)
+    one = torch.ones(B, dtype=torch.float64)
+    return Dream(torch.zeros(B, 2, 2, dtype=torch.long), first(action), first(reward), first(one), first(one), C.initial_state(B))
+
+
+def actor_gradient(C, action, reward, entropy_weight=0.0):
+    "Gradient of `controller_loss` on the actor's logits (K_a, N_a), and the return scale and value it used."
+    scale = ReturnScale(window=1, batch=len(action)).double()
+    loss, metrics = controller_loss(C, one_step(C, action, reward), scale, ControllerLossConfig(entropy=entropy_weight))
+    assert metrics["return_scale"] <= 1                             # so the advantage is return minus value
+    return torch.autograd.grad(loss, C.actor.bias)[0].view(C.action_spec.count, -1), metrics["value"]
+
+
+def policy(C):
+    "π of every dimension (K_a, N_a) as plain softmax over the choices that exist."
+    spec, rows = C.action_spec, C.actor.bias.view(C.action_spec.count, -1)
+    return torch.stack([nn.functional.pad(r[:n].softmax(0), (0, spec.vocab - n)) for r, n in zip(rows, spec.nvec)])
+
+
+BANDITS = pytest.mark.parametrize("kind, nvec", [("discrete", (5,)), ("multidiscrete", (4, 2, 3)), ("multidiscrete", (1, 3)), ("continuous", (5, 5)), ("continuous", (4, 1, 3)), ("continuous", (7,))])
+
+
+@BANDITS
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_loss_gradient_is_softmax_minus_onehot_times_advantage(kind, nvec, weight):
+    C, action, reward = bandit(kind, nvec, 0)
+    grad, value = actor_gradient(C, action, reward, weight)
+    p = policy(C).detach()
+    onehot = torch.stack([nn.functional.one_hot(action[:, j], p.shape[1]) for j in range(len(nvec))], 1)            # (B, K_a, N_a)
+    want = ((reward - value)[:, None, None] * (p - onehot)).mean(0)
+    logp = p.clamp(min=1e-300).log()
+    H = -(p * logp).sum(-1, keepdim=True)
+    want = want + weight * p * (logp + H)                           # minus the gradient of the entropy
+    close(grad, want / (len(nvec) if kind == "continuous" else 1))
+    exists = torch.arange(max(nvec)) < torch.tensor(nvec)[:, None]
+    assert (grad[~exists] == 0).all() and (p[~exists] == 0).all()
+
+
+@BANDITS
+def test_expected_loss_gradient_is_that_of_the_expected_reward(kind, nvec):
+    "All joint actions weighted by their probability: ∇E[R] for a sum of log-probabilities, ∇E[R] / K_a for their mean; w ∇H likewise."
+    C, action, reward = bandit(kind, nvec, 1)
+    weight = 0.4
+    def joint():
+        return policy(C)[torch.arange(len(nvec)), action].prod(-1)
+    p = joint()
+    each = policy(C)
+    H = -(p * p.clamp(min=1e-300).log()).sum()                      # of the joint distribution, not by dimension
+    (want,) = torch.autograd.grad((p * reward).sum() + weight * H, C.actor.bias)
+    close(p.sum(), torch.tensor(1.0, dtype=torch.float64)), close(each.sum(-1), torch.ones(len(nvec), dtype=torch.float64))
+    sampled = sum(p[i].detach() * actor_gradient(C, action[i : i + 1], reward[i : i + 1], weight)[0] for i in range(len(action)))
+    close(-sampled, want.view_as(sampled) / (len(nvec) if kind == "continuous" else 1))
+    i, eps = int(want.abs().argmax()), 1e-5                         # and by differences
+    def J():
+        q = joint()
+        return ((q * reward).sum() - weight * (q * q.clamp(min=1e-300).log()).sum()).item()
+    with torch.no_grad():
+        C.actor.bias[i] += eps
+        up = J()
+        C.actor.bias[i] -= 2 * eps
+        down = J()
+    assert abs((up - down) / (2 * eps) - want[i]) < 1e-8
+
+
+@pytest.mark.parametrize("sizes", [(4, 2, 3), (1, 5), (3,), (6, 6)])
+@pytest.mark.parametrize("kind", ["multidiscrete", "continuous"])
+def test_masked_heads_by_finite_differences(kind, sizes):
+    logits = torch.randn(2, len(sizes), max(sizes), dtype=torch.float64, requires_grad=True)
+    action = torch.stack([torch.randint(n, (2,)) for n in sizes], -1)
+    def f(x):
+        masked = mask_invalid(x, sizes)
+        return entropy(masked, kind), log_prob(masked, action, kind)
+    assert torch.autograd.gradcheck(f, logits)
+    for out in f(logits):
+        (grad,) = torch.autograd.grad(out.sum(), logits, retain_graph=True)
+        for j, n in enumerate(sizes):
+            assert (grad[:, j, n:] == 0).all()
+            close(grad[:, j].sum(-1), torch.zeros(2, dtype=torch.float64))      # softmax does not feel a constant
+
+
+@pytest.mark.parametrize("K_a", [1, 2, 6, 21])
+def test_mean_over_dimensions_does_not_grow_with_them(K_a):
+    "K_a dimensions that share their logits send them the same gradient as one, K_a times as much when summed."
+    shared = torch.randn(9, dtype=torch.float64, requires_grad=True)
+    action = torch.full((K_a,), 4)
+    slope = lambda f, n, kind: torch.autograd.grad(f(n, kind), shared)[0]
+    for f in (lambda n, kind: log_prob(shared.expand(n, 9), action[:n], kind), lambda n, kind: entropy(shared.expand(n, 9), kind)):
+        close(slope(f, K_a, "continuous"), slope(f, 1, "continuous"))
+        close(slope(f, K_a, "multidiscrete"), K_a * slope(f, 1, "multidiscrete"))
+
+
+@pytest.mark.parametrize("kind", ["multidiscrete", "continuous"])
+def test_force_on_the_trunk(kind):
+    "The same through a whole C: actors that say the same in every dimension."
+    norms = []
+    for K_a in (1, 8):
+        torch.manual_seed(0)
+        spec = ActionSpec(kind, (5,) * K_a, *(((0.0,) * K_a, (1.0,) * K_a) if kind == "continuous" else ()))
+        C = Controller(TokenLayout((VECTOR,)), spec, ControllerConfig(width=6, embedding=3, shared=False)).double()
+        row = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        with torch.no_grad():
+            C.actor.weight.copy_(row.repeat(K_a, 1))
+        h = torch.ones(2, 1, 6, dtype=torch.float64, requires_grad=True)
+        grad = torch.autograd.grad(log_prob(C.heads(h)[0], torch.full((1, K_a), 3), kind).sum(), h)[0]
+        norms.append(grad.norm())
+    close(norms[1], norms[0] * (8 if kind == "multidiscrete" else 1))

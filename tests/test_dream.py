@@ -83,7 +83,7 @@ class Clock:
     def __call__(self, z, action, state=None, mask=None, first=1):
         after = ((z + action) % self.n)[:, first - 1:]
         p = (1 - self.eps) * torch.nn.functional.one_hot(after, self.n).double() + self.eps / self.n
-        return Prediction({"hand": [p.log()]}, after[..., 0].double(), 100 * (after[..., 0] == 0).double() - 50), torch.zeros(1, len(z))
+        return Prediction({"hand": p.log()[..., None, :]}, after[..., 0].double(), 100 * (after[..., 0] == 0).double() - 50), torch.zeros(1, len(z))
 
 
 def clock_segment(n, B, T, seed):

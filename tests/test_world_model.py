@@ -13,7 +13,7 @@ from simulus_nb.retnet import RetNetConfig
 from simulus_nb.spaces import ActionSpec, ObsSpec
 from simulus_nb.tokenizer import MultiModalTokenizer, TokenizerConfig
 from simulus_nb.vqvae import VQVAEConfig
-from simulus_nb.world_model import BlockEmbedding, Heads, WorldModel, WorldModelConfig, head, observation_loss, world_model_loss
+from simulus_nb.world_model import BlockEmbedding, Heads, WorldModel, WorldModelConfig, head, modality_losses, observation_loss, world_model_loss
 
 torch.set_num_threads(1)
 CONFIG = WorldModelConfig(RetNetConfig(width=16, heads=2, layers=2, dropout=0.0, windows=(1.0, 3.0)), reward_bins=11)
@@ -42,7 +42,7 @@ def segment(M, B=3, T=5, seed=0):
 
 def flat(p):
     "Every logit of a prediction, (B, P, ·), masked ones as 0."
-    x = torch.cat([*(l.flatten(2) for ls in p.obs.values() for l in ls), p.reward, p.done[..., None]], -1)
+    x = torch.cat([*(l.flatten(2) for l in p.obs.values()), p.reward, p.done[..., None]], -1)
     return torch.where(x > -1e30, x, 0.0)
 
 
@@ -70,8 +70,8 @@ def test_one_pass_equals_steps(T, B, first, seed):
 def test_shapes_and_names():
     V, M = make()
     p, state = M(*(segment(M)[k] for k in ("z", "action")))
-    assert {k: [tuple(x.shape) for x in v] for k, v in p.obs.items()} == {
-        "camera": [(3, 5, 4, 8)], "items": [(3, 5, 2, 3)], "map": [(3, 5, 4, 4), (3, 5, 4, 2)], "pose": [(3, 5, 2, 125)]}
+    assert {k: tuple(x.shape) for k, x in p.obs.items()} == {
+        "camera": (3, 5, 4, 1, 8), "items": (3, 5, 2, 1, 3), "map": (3, 5, 4, 2, 4), "pose": (3, 5, 2, 1, 125)}
     assert p.reward.shape == (3, 5, 11) and p.done.shape == (3, 5) and state.shape == (2, 3, 2, 8, 8)
     assert not any(name.startswith(("reward", "embed.obs.0.codebook")) for name, _ in M.named_parameters())
     assert isinstance(M.embed, BlockEmbedding) and isinstance(M.predict, Heads)
@@ -80,7 +80,8 @@ def test_shapes_and_names():
 def test_tokens_that_do_not_exist_have_no_probability():
     _, M = make()
     p, _ = M(*(segment(M)[k] for k in ("z", "action")))
-    assert (p.obs["items"][0].softmax(-1)[:, :, 1, 2:] == 0).all()
+    assert (p.obs["items"].softmax(-1)[:, :, 1, 0, 2:] == 0).all() and (p.obs["items"].softmax(-1)[:, :, 0] > 0).all()
+    assert (p.obs["map"].softmax(-1)[:, :, :, 1, 2:] == 0).all() and (p.obs["map"].softmax(-1)[:, :, :, 0] > 0).all()
 
 
 def test_untrained_answers_are_uniform():
@@ -88,7 +89,7 @@ def test_untrained_answers_are_uniform():
     s = segment(M)
     _, metrics = world_model_loss(M, **{**s, "reward": s["reward"].float()})
     K = M.K
-    expected = (4 * math.log(8) + 2 * math.log(125) + (math.log(3) + math.log(2)) + 4 * (math.log(4) + math.log(2)) / 2) / K
+    expected = (4 * math.log(8) + 2 * math.log(125) + (math.log(3) + math.log(2)) + 4 * (math.log(4) + math.log(2))) / K
     assert abs(metrics["obs"] - expected) < 0.2 and abs(metrics["reward"] - math.log(11)) < 0.2 and abs(metrics["done"] - math.log(2)) < 0.1
     assert abs(M.reward.decode(torch.zeros(11))) < 1e-5
 
@@ -105,7 +106,7 @@ def reference(M, z, action, reward, done, mask, context=1):
             for key, target in M.layout.split(z[b, t + 1]).items():
                 for i in range(target.shape[0]):
                     for c in range(target.shape[1]):
-                        obs -= p.obs[key][c][0, 0, i].softmax(-1)[target[i, c]].log() / target.shape[1] / M.K
+                        obs -= p.obs[key][0, 0, i, c].softmax(-1)[target[i, c]].log() / M.K
             q = M.reward.encode(reward[b, t])
             rew = -(q * p.reward[0, 0].log_softmax(-1)).sum()
             chance = p.done[0, 0].sigmoid()
@@ -191,7 +192,7 @@ def test_summary_is_the_last_prediction_token():
         assert gradient[-1] > 0 and (gradient[:-1] == 0).all()
     start = 0
     for g in M.layout.groups:
-        for logits in p.obs[g.key]:
+        for logits in p.obs[g.key].unbind(-2):
             gradient = torch.autograd.grad(logits[:, :, 0, :2].sum(), yu, retain_graph=True)[0][0, 0].abs().sum(-1)
             assert gradient.nonzero().flatten().tolist() == [start]
         start += g.count
@@ -202,8 +203,8 @@ def test_observation_loss_against_torch_distributions():
     s = segment(M)
     p, _ = M(s["z"], s["action"])
     parts = M.layout.split(s["z"])
-    logp = sum(torch.distributions.Categorical(logits=l).log_prob(parts[k][..., c]).sum(-1) / len(ls) for k, ls in p.obs.items() for c, l in enumerate(ls))
-    close(observation_loss(M.layout, p, s["z"]), -logp / M.K)
+    logp = sum(torch.distributions.Categorical(logits=l).log_prob(parts[k][..., c]).sum(-1) for k, ls in p.obs.items() for c, l in enumerate(ls.unbind(-2)))
+    close(observation_loss(M.layout, modality_losses(M.layout, p, s["z"])), -logp / M.K)
 
 
 def test_half_precision_loss_is_float32():
