@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, load_module, save_checkpoint
-from .controller import Controller, ControllerConfig, sample_categorical
+from .controller import Controller, ControllerConfig, actor_state, sample_categorical
 from .spaces import ActionSpec, ObsSpec, UserError
 from .tokenizer import MultiModalTokenizer, TokenizerConfig
 from .world_model import WorldModel, WorldModelConfig
@@ -89,7 +89,7 @@ class Policy:
         if temperature < 0 or not 0 <= epsilon <= 1:
             raise UserError(f"a policy needs temperature >= 0 and 0 <= epsilon <= 1, not {temperature} and {epsilon}")
         self.agent, self.temperature, self.epsilon, self.generator = agent, temperature, epsilon, generator
-        self.state = agent.controller.initial_state(num_envs)
+        self.state = actor_state(agent.controller.initial_state(num_envs))      # nobody asks for values here
 
     @torch.no_grad()
     def __call__(self, obs: dict[str, np.ndarray], reset: np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ class Policy:
         z = agent.tokenizer.encode({k: torch.as_tensor(x, device=device) for k, x in obs.items()})      # Eq. (15.6)
         begins = torch.as_tensor(reset, device=device)[:, None]
         state = tuple(torch.where(begins, 0.0, s) for s in self.state)          # Eq. (15.6): (1 - s_t) (h, c)
-        logits, _, state = agent.controller.step(z, state)                      # Eq. (15.6): read z_t
+        logits, state = agent.controller.decide(z, state)                       # Eq. (15.6): read z_t
         action = choose(logits, agent.action_spec, self.temperature, self.epsilon, self.generator)
         self.state = agent.controller.act(action, state)                        # Eq. (15.6): read a_t
         return action.cpu().numpy()

@@ -310,8 +310,7 @@ def bench(config: Config, repeats: int = 10) -> dict:
     stand = Bench(config)
     one = {name: stand.measure(work, repeats) / units for name, (work, units) in stand.parts().items()}
     count = {name: n for name, n in run_counts(config).items() if name in one}
-    for env in stand.collector.envs:
-        env.close()
+    stand.collector.close()
     found = {"env": config.env, "device": str(stand.device), "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__,
              "repeats": repeats, "seconds": one, "count": count, "run_seconds": run_seconds(count, one), "config": config.to_json()}
     if stand.device.type == "cuda":

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LSTMState', 'ControllerConfig', 'standardised', 'ModalityEncoder', 'Trunk', 'init_weights', 'ActorCritic',
-           'Controller', 'log_prob', 'entropy', 'sample_categorical']
+           'Controller', 'actor_state', 'log_prob', 'entropy', 'sample_categorical']
 
 # %% ../nbs/13_controller.ipynb #c002
 from collections.abc import Callable
@@ -152,9 +152,12 @@ class ActorCritic(nn.Module):
 
     def heads(self, h: Tensor) -> tuple[Tensor, Tensor]:     # (trunks, ..., width) -> (..., K_a, N_a), (..., bins)
         "Logits of π, Eq. (13.14), and of V̂, for `value.decode`: Eq. (13.15)."
+        return self.policy(h[0]), self.critic(h[-1])                            # Eqs. (13.14), (13.15)
+
+    def policy(self, h: Tensor) -> Tensor:                   # (..., width) -> (..., K_a, N_a)
+        "Logits of π from the actor's hidden state: Eq. (13.14)."
         spec = self.action_spec
-        logits = self.actor(h[0]).unflatten(-1, (spec.count, spec.vocab))       # Eq. (13.14)
-        return mask_invalid(logits, spec.nvec), self.critic(h[-1])              # Eq. (13.15)
+        return mask_invalid(self.actor(h).unflatten(-1, (spec.count, spec.vocab)), spec.nvec)      # Eq. (13.14)
 
 # %% ../nbs/13_controller.ipynb #c028
 class Controller(ActorCritic):
@@ -180,9 +183,14 @@ class Controller(ActorCritic):
         _, state = self.read([trunk.encode(z)[:, None] for trunk in self.trunks], state)
         return *self.heads(state[0]), state                  # Eqs. (13.2), (13.3)
 
+    def decide(self, z: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:     # (B, S), (1, B, width) -> (B, K_a, N_a)
+        "`step` without the critic, for `state` of the actor's trunk alone (see `actor_state`): Eq. (13.9)."
+        _, state = self.read([self.trunks[0].encode(z)[:, None]], state)
+        return self.policy(state[0][0]), state               # Eq. (13.2)
+
     def act(self, action: Tensor, state: LSTMState) -> LSTMState:
         "Read the action (B, K_a) that was taken: Eq. (13.10)."
-        return self.read([trunk.actions(action)[:, None] for trunk in self.trunks], state)[1]
+        return self.read([trunk.actions(action)[:, None] for trunk in self.trunks[:len(state[0])]], state)[1]
 
     def remember(
         self,
@@ -197,6 +205,10 @@ class Controller(ActorCritic):
             _, state = self.read([x[:, t] for x in xs], state)                  # z_t and a_t in one call
             state = tuple(torch.where(mask[:, t, None], s, 0.0) for s in state) # Eq. (13.16)
         return state
+
+def actor_state(state: LSTMState) -> LSTMState:
+    "The actor's part, (1, B, width), of a state of all trunks: enough to play and to dream."
+    return state[0][:1], state[1][:1]
 
 # %% ../nbs/13_controller.ipynb #c041
 def _over_dimensions(x: Tensor, kind: str) -> Tensor:

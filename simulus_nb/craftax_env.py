@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FULL', 'CLASSIC', 'BLOCKS', 'BLOCK_COLOURS', 'ITEM_COLOURS', 'MOB_COLOURS', 'SymbolicLayout', 'unpack', 'pack',
-           'import_craftax', 'Programs', 'compiled', 'Craftax', 'CraftaxSymbolic', 'CraftaxClassicSymbolic', 'rgb',
-           'picture']
+           'import_craftax', 'Programs', 'endings', 'compiled', 'Craftax', 'CraftaxSymbolic', 'CraftaxClassicSymbolic',
+           'rgb', 'picture']
 
 # %% ../nbs/27_craftax.ipynb #c002
 import os
@@ -108,6 +108,15 @@ class Programs:
     achievements: tuple[str, ...]   # names of the achievements
 
 # %% ../nbs/27_craftax.ipynb #c021
+def endings(
+    over,                           # bool: over even if the clock stood at 0
+    clock,                          # steps played
+    limit: int,                     # steps after which the game stops
+) -> tuple:                         # terminated, truncated
+    "What kind of end this is, if any."
+    return over, (clock >= limit) & ~over                           # Eq. (27.5)
+
+# %% ../nbs/27_craftax.ipynb #c024
 @lru_cache
 def compiled(
     world: str,                     # name of a world in the package
@@ -125,14 +134,13 @@ def compiled(
     def step(carry, action):
         state, (key, now) = carry[0], jax.random.split(carry[1])
         flat, state, reward, _, _ = game.step_env(now, state, action, rules)
-        terminated = game.is_terminal(state.replace(timestep=0), rules)                     # Eq. (27.5)
-        truncated = (state.timestep >= rules.max_timesteps) & ~terminated                   # Eq. (27.5)
-        return (state, key), unpack(flat, layout, jax.numpy), (reward, terminated, truncated, state.achievements)
+        over = game.is_terminal(state.replace(timestep=0), rules)                           # Eq. (27.5)
+        return (state, key), unpack(flat, layout, jax.numpy), (reward, *endings(over, state.timestep, rules.max_timesteps), state.achievements)
 
     names = tuple(a.name.lower() for a in sorted(module.Achievement, key=lambda a: a.value))
     return Programs(jax.jit(reset), jax.jit(step), game.num_actions, names)
 
-# %% ../nbs/27_craftax.ipynb #c023
+# %% ../nbs/27_craftax.ipynb #c026
 class Craftax(gymnasium.Env):
     "A world of the package `craftax` as a plain environment: NumPy in and out, one compiled call a step."
     metadata = {"render_modes": ["rgb_array"], "render_fps": 8}
@@ -167,7 +175,7 @@ class Craftax(gymnasium.Env):
         "The latest observation as a picture."
         return picture(self.view, self.layout)
 
-# %% ../nbs/27_craftax.ipynb #c024
+# %% ../nbs/27_craftax.ipynb #c027
 class CraftaxSymbolic(Craftax):
     "Full Craftax: nine floors, 43 actions, 9 x 11 cells in view."
     world, layout = "Craftax-Symbolic-v1", FULL
@@ -176,7 +184,7 @@ class CraftaxClassicSymbolic(Craftax):
     "Craftax-Classic: one floor, 17 actions, 7 x 9 cells in view."
     world, layout = "Craftax-Classic-Symbolic-v1", CLASSIC
 
-# %% ../nbs/27_craftax.ipynb #c029
+# %% ../nbs/27_craftax.ipynb #c032
 def rgb(text: str) -> np.ndarray:       # (n, 3) uint8
     "Colours written as hexadecimal words."
     return np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, 3)
@@ -188,7 +196,7 @@ BLOCK_COLOURS = rgb("000000 2a2a33 7cb95c 3f7fd0 8e8e96 2f6b34 a06a3a cdb98f 3b3
 ITEM_COLOURS = rgb("000000 ffd23f 1b1b1b f5f5f5 7a1010")        # none, torch, ladder down, up, down but blocked
 MOB_COLOURS = rgb("d81b60 fff3e0 512da8 ff1744 00e5ff")         # melee, passive, ranged, their missiles, one's own
 
-# %% ../nbs/27_craftax.ipynb #c030
+# %% ../nbs/27_craftax.ipynb #c033
 def picture(
     obs: dict,                          # one observation: map (R, Q, C), vector (n,) at scale 1, direction
     layout: SymbolicLayout,

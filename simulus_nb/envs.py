@@ -262,8 +262,9 @@ def import_extra(env_id: str) -> None:
 def raw_make(env_id: str, **options) -> gymnasium.Env:
     "`gymnasium.make`, with a mistake of the caller's reported as a `UserError`."
     import_extra(env_id)
+    given = {name: value for name, value in options.items() if value is not None}       # not every world has a render_mode
     try:
-        return gymnasium.make(env_id, **options)
+        return gymnasium.make(env_id, **given)
     except gymnasium.error.UnregisteredEnv:
         close = difflib.get_close_matches(env_id, list(gymnasium.registry), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "`gymnasium.pprint_registry()` lists what is installed"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .controller import Controller, LSTMState, entropy, log_prob, sample_categorical
+from .controller import Controller, LSTMState, actor_state, entropy, log_prob, sample_categorical
 from .replay import Segment
 from .returns import ReturnScale, lambda_return
 from .spaces import TokenLayout, UserError
@@ -69,10 +69,11 @@ def imagine(
         raise UserError(f"a dream needs a horizon of 2 observations or more, got {horizon}")
     before = context.mask[:, :-1]
     memory = world_model.remember(context.z[:, :-1], context.action[:, :-1], before)
-    start = state = controller.remember(context.z[:, :-1], context.action[:, :-1], before)
+    start = controller.remember(context.z[:, :-1], context.action[:, :-1], before)
+    state = actor_state(start)                                                  # values are asked for later, all at once
     z, alive, steps = context.z[:, -1], torch.ones(len(context.z), device=context.z.device), []
     for _ in range(horizon - 1):
-        logits, _, state = controller.step(z, state)
+        logits, state = controller.decide(z, state)
         action = sample_categorical(logits, generator)                          # Eq. (14.2), a_t ~ π
         state = controller.act(action, state)
         after, reward, done, memory = dream_step(world_model, z, action, memory, generator)                    # Eq. (14.2), M(τ_t)

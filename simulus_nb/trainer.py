@@ -10,6 +10,7 @@ __all__ = ['CURVES', 'BAR', 'pick_device', 'adamw', 'update', 'Learner', 'defaul
 # %% ../nbs/20_trainer.ipynb #c003
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -109,7 +110,7 @@ class Learner:
 # %% ../nbs/20_trainer.ipynb #c014
 def default_folder(config: Config) -> Path:
     "Where a run lives that was given no folder."
-    return Path("runs") / f"{config.env.replace('/', '-')}-seed{config.seed}"
+    return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', config.env)}-seed{config.seed}"
 
 # %% ../nbs/20_trainer.ipynb #c015
 class RunFolder:

@@ -73,6 +73,12 @@ def test_every_setting_is_an_option():
         elif name == "env_options":
             other[name] = {"rows": 8, "look": "paper"}
             argv.append(json.dumps(other[name]))
+        elif name == "obs_kinds":
+            other[name] = {"a/b": "drop", "c": "vector"}
+            argv += ["a/b", "drop", "c", "vector"]
+        elif name.endswith("_mean"):
+            other[name] = "raw"
+            argv.append("raw")
         elif isinstance(value, tuple):
             other[name] = tuple(x * 2 for x in value)
             argv += [str(x) for x in other[name]]
@@ -109,7 +115,9 @@ def test_where_defaults_come_from():
     assert parse(["train"]).config == catch() == parse(["bench"]).config
     assert starting_point(["train", "--env", "ALE/Boxing-v5"]) == starting_point(["--env=ALE/Boxing-v5"]) == preset("atari100k")
     assert parse(["train", "--env", "ALE/Boxing-v5"]).config == preset("atari100k").change({"env": "ALE/Boxing-v5"})
-    assert parse(["train", "--env", "CartPole-v1"]).config == catch().change({"env": "CartPole-v1"})
+    assert parse(["train", "--env", "Acrobot-v1"]).config == preset("small").change({"env": "Acrobot-v1"})
+    assert parse(["train", "--env", "MinAtar/Asterix-v1"]).config == preset("minatar").change({"env": "MinAtar/Asterix-v1"})
+    assert parse(["train", "--obs-kinds", "a", "drop", "b/c", "vector"]).config.obs_kinds == {"a": "drop", "b/c": "vector"}
     for name in PRESETS:
         assert parse(["train", "--preset", name]).config == preset(name) == parse(["bench", f"--preset={name}"]).config
     assert parse(["train", "--preset", "catch", "--env", "ALE/Boxing-v5"]).config == catch().change({"env": "ALE/Boxing-v5"})

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulus_nb.config import (PRESETS, CollectConfig, Config, CTraining, MTraining, atari100k, catch, check_fit, check_ranges, cost, differences,
-                               flat, is_json, overlay, preset, rem)
+                               flat, is_json, overlay, preset, preset_for, rem)
 from simulus_nb.spaces import UserError
 
 few = settings(deadline=None, max_examples=30)
@@ -50,6 +50,26 @@ def test_published_sizes():
     assert c.collect.capacity >= cost(c)["env_steps"]                       # the whole run fits
     assert differences(c, rem()) == {"tokenizer.image.channels": (64, 32), "world_model.retnet.layers": (10, 5),
                                      "train_c.lr": (2e-4, 1e-4), "train_c.loss.gamma": (0.99, 0.995)}
+
+
+def test_published_sizes_of_the_other_benchmarks():
+    dmc, craftax = preset("dmc"), preset("craftax")
+    r = [p.world_model.retnet for p in (dmc, craftax)]
+    assert [(x.layers, x.heads, x.width, x.dropout, x.windows) for x in r] == [(10, 3, 192, 0.1, (2, 2)), (5, 4, 256, 0.1, (8, 40))]
+    assert [(m.batch, m.steps, m.start, m.segment, m.context) for m in (dmc.train_m, craftax.train_m)] == [(16, 300, 15, 20, 1), (8, 100, 250, 20, 2)]
+    assert [(d.batch, d.steps, d.start, d.horizon, d.critic_first) for d in (dmc.train_c, craftax.train_c)] == [(128, 100, 20, 20, 5), (128, 50, 300, 20, 0)]
+    assert [(c.controller.width, c.controller.shared) for c in (dmc, craftax)] == [(384, False), (512, True)]
+    assert [(c.collect.steps, c.collect.epochs, c.epochs, c.collect.epsilon) for c in (dmc, craftax)] == [(500, 1000, 1000, 0), (100, 10_000, 10_000, 0.01)]
+    assert dmc.env_options == {"action_repeat": 2} and (dmc.evaluation.episodes, craftax.evaluation.episodes) == (500, 100)
+    assert [cost(c)["env_steps"] for c in (dmc, craftax)] == [500_000, 1_000_000]
+    for c in (dmc, craftax):                                                # the whole run fits, with a last row for every episode
+        assert c.collect.capacity >= 1.01 * cost(c)["env_steps"]
+
+
+def test_every_family_of_worlds_has_its_preset():
+    for name in ("catch", "small", "minigrid", "minatar", "dmc-small", "craftax-small"):
+        assert preset_for(preset(name).env) == name
+    assert preset_for("ALE/Pong-v5") == "atari100k" and preset_for("BabyAI-GoToObj-v0") == "minigrid" and preset_for("package:World-v3") == "small"
 
 
 def test_published_cost():
@@ -155,7 +175,7 @@ def test_unknown_names():
         Config().change({"train_x.lr": 1})
     with pytest.raises(UserError, match="no group epochs"):
         Config().change({"epochs.lr": 1})
-    with pytest.raises(UserError, match="catch, atari100k, rem, atari-smoke"):
+    with pytest.raises(UserError, match="choose one of " + ", ".join(PRESETS)):
         preset("Catch")
     for nothing in ([], None, "catch", 3):
         with pytest.raises(UserError, match="must be an object"):

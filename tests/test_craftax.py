@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from simulus_nb import craftax_env
 from simulus_nb.agent import Agent
 from simulus_nb.config import preset
-from simulus_nb.craftax_env import BLOCK_COLOURS, CLASSIC, FULL, CraftaxClassicSymbolic, CraftaxSymbolic, compiled, pack, picture, unpack
+from simulus_nb.craftax_env import BLOCK_COLOURS, CLASSIC, FULL, CraftaxClassicSymbolic, CraftaxSymbolic, compiled, endings, pack, picture, unpack
 from simulus_nb.envs import make_env
 from simulus_nb.spaces import ObsSpec, UserError
 from simulus_nb.tokenizer import MultiModalTokenizer, TokenizerConfig
@@ -113,6 +113,14 @@ def test_importing_the_module_does_not_import_jax():
     import subprocess
     code = "import sys, simulus_nb.craftax_env; print([m for m in ('jax', 'craftax') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@given(over=st.lists(st.booleans(), min_size=1, max_size=5), clock=st.integers(0, 20), limit=st.integers(1, 20))
+def test_an_end_is_of_one_kind_at_most(over, clock, limit):
+    over, clock = np.array(over), np.full(len(over), clock)
+    terminated, truncated = endings(over, clock, limit)
+    assert np.array_equal(terminated, over) and not (terminated & truncated).any()
+    assert np.array_equal(terminated | truncated, over | (clock >= limit))
 
 
 @pytest.mark.parametrize("scale", [0, -1.0, 101, float("nan")])
