@@ -71,8 +71,9 @@ def starting_point(argv: Sequence[str]) -> Config:
 def announce(trainer: Trainer) -> str:
     "What is about to happen, on one line."
     c = cost(trainer.config)
+    parts = [f"{c[name]:,} of {name.upper()}" for name in "vmc" if name in trainer.learner.optimizers]      # without pictures V has nothing to learn
     return (f"{trainer.config.env} on {trainer.device}, {trainer.config.epochs} epochs: {c['env_steps']:,} environment steps, "
-            f"{c['v']:,} updates of V, {c['m']:,} of M, {c['c']:,} of C; everything goes to {trainer.folder.path}")
+            f"updates: {', '.join(parts)}; everything goes to {trainer.folder.path}")
 
 def how_to_resume(trainer: Trainer) -> str:
     "What to do after an interruption."

@@ -27,6 +27,7 @@ class TokenizerConfig:
     "How each kind of modality becomes tokens."
     image: VQVAEConfig = field(default_factory=VQVAEConfig)
     vector_levels: int = field(default=125, metadata=dict(help="grid points of a continuous dimension (odd)", low=5))
+    vector_bounds: bool = field(default=False, metadata=dict(help="stretch the bounded entries of vectors over the fine part of the grid"))
     action_levels: int = field(default=51, metadata=dict(help="levels of a continuous action dimension", low=2))
     grid_patch: int = field(default=1, metadata=dict(help="side p of the p x p map cells that make one token", low=1))
 
@@ -55,7 +56,7 @@ class VectorCoder(nn.Module):
 
     def __init__(self, m: Modality, config: TokenizerConfig):
         super().__init__()
-        self.quantizer = VectorQuantizer(config.vector_levels)
+        self.quantizer = VectorQuantizer(config.vector_levels, m.bound if config.vector_bounds else ())
         self.group = TokenGroup(m.key, "vector", m.shape[0], (config.vector_levels,))
 
     def encode(self, x: Tensor) -> Tensor:
@@ -207,8 +208,11 @@ class TokenEmbedding(nn.Module):
         "Vectors x of tokens z."
         if self.codebook is not None:
             return self.project(F.embedding(z, self.codebook().detach()))       # Eqs. (7.10), (7.14)
-        x = self.table(z.unflatten(-1, self.offsets.shape) + self.offsets)      # Eqs. (7.11), (7.12)
-        return x.mean(-2)                                                       # Eq. (7.13)
+        row = z.unflatten(-1, self.offsets.shape) + self.offsets                # (..., K_i, C_i) rows of the table
+        if row.shape[-1] == 1:
+            return self.table(row.squeeze(-1))                                  # Eqs. (7.11), (7.12)
+        marked = self.table.weight.new_zeros(*row.shape[:-1], self.table.num_embeddings).scatter_(-1, row, 1.0)
+        return marked @ self.table.weight / row.shape[-1]                       # Eq. (7.13) as one product: no (..., C_i, d) in between
 
 # %% ../nbs/07_tokenizer.ipynb #c046
 @lru_cache(maxsize=64)

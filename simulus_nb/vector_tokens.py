@@ -7,6 +7,7 @@ __all__ = ['INNER', 'OUTER', 'vector_grid', 'VectorQuantizer']
 
 # %% ../nbs/04_vector_tokens.ipynb #c002
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,14 @@ def vector_grid(
 class VectorQuantizer(nn.Module):
     "Each number of a vector becomes one token: nearest point of `vector_grid` in symlog space. Nothing is learnt."
 
-    def __init__(self, n: int = 125):
+    def __init__(self,
+        n: int = 125,                       # N: points of the grid
+        bound: Sequence[float] = (),        # (n_i,) largest magnitude of each entry, Eq. (4.4a); 0: not known; (): of none
+    ):
         super().__init__()
         grid = vector_grid(n)
+        scale = [math.pi / b if b > 0 else 1.0 for b in bound]                                      # Eq. (4.4a)
+        self.register_buffer("scale", torch.tensor(scale or 1.0), persistent=False)                 # (n_i,) or ()
         self.register_buffer("grid", grid.float(), persistent=False)                                # (N,) symlog space
         self.register_buffer("borders", ((grid[1:] + grid[:-1]) / 2).float(), persistent=False)     # (N-1,) midpoints
 
@@ -43,8 +49,8 @@ class VectorQuantizer(nn.Module):
         "Numbers (..., n) -> tokens (..., n) int64. Beyond +-402.4 the outermost point; NaN and infinity are refused."
         if not torch.isfinite(x).all():
             raise UserError("a vector to encode holds NaN or infinity; mend the environment or clip it in a wrapper")
-        return torch.bucketize(symlog(x.to(self.borders.dtype)), self.borders)      # Eqs. (4.2), (4.3)
+        return torch.bucketize(symlog(x.to(self.borders.dtype) * self.scale), self.borders)         # Eqs. (4.2), (4.3), (4.4a)
 
     def decode(self, tokens: Tensor) -> Tensor:
         "Tokens (..., n) -> numbers (..., n)."
-        return symexp(self.grid[tokens])                                            # Eq. (4.4)
+        return symexp(self.grid[tokens]) / self.scale                               # Eqs. (4.4), (4.4a)
