@@ -211,11 +211,11 @@ def catch() -> Config:
 def small() -> Config:
     "Any world of vectors, categories, maps or small pictures: minutes on one CPU core."
     return catch().change({
-        "env": "CartPole-v1", "epochs": 100, "threads": 1, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
-        "controller.value_limit": 7.0, "controller.value_mean": "raw",
-        "collect.steps": 150, "collect.epochs": 100, "collect.epsilon": 0.02, "collect.capacity": 50_000,
+        "env": "CartPole-v1", "epochs": 80, "threads": 1, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
+        "controller.width": 128, "controller.value_limit": 7.0, "controller.value_mean": "raw",
+        "collect.steps": 150, "collect.epochs": 80, "collect.epsilon": 0.02, "collect.capacity": 50_000,
         "train_m.batch": 32, "train_m.steps": 60, "train_m.start": 4,
-        "train_c.horizon": 15, "train_c.steps": 20, "train_c.start": 8, "train_c.lr": 1e-3, "train_c.loss.gamma": 0.985, "train_c.loss.entropy": 0.002,
+        "train_c.horizon": 15, "train_c.steps": 40, "train_c.start": 8, "train_c.lr": 1e-3, "train_c.loss.gamma": 0.985, "train_c.loss.entropy": 0.002,
         "evaluation.every": 10, "evaluation.interim": 20})
 
 
@@ -223,7 +223,8 @@ def minigrid() -> Config:
     "MiniGrid: a map of three channels and a direction."
     return small().change({
         "env": "MiniGrid-Empty-Random-6x6-v0", "epochs": 30, "controller.value_mean": "symlog", "collect.steps": 200, "collect.epochs": 30, "collect.epsilon": 0.05,
-        "train_m.batch": 24, "train_m.steps": 40, "train_c.burn_in": 6, "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.003, "evaluation.every": 5})
+        "train_m.batch": 24, "train_m.steps": 40, "train_c.burn_in": 6, "train_c.steps": 20, "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.003,
+        "controller.width": 96, "evaluation.every": 5})
 
 
 def minatar() -> Config:
@@ -237,7 +238,7 @@ def dmc_small() -> Config:
     "DeepMind Control from proprioception, at the size of a laptop."
     return small().change({
         "env": "dm_control/cartpole-balance-v0", "env_options": {"action_repeat": 2}, "epochs": 45, "tokenizer.action_levels": 7, "world_model.reward_mean": "raw",
-        "collect.epochs": 45, "train_m.steps": 50, "train_c.batch": 128, "train_c.steps": 30, "train_c.start": 6, "train_c.loss.gamma": 0.95, "train_c.loss.entropy": 0.001,
+        "controller.width": 96, "collect.epochs": 45, "train_m.steps": 50, "train_c.batch": 128, "train_c.steps": 30, "train_c.start": 6, "train_c.loss.gamma": 0.95, "train_c.loss.entropy": 0.001,
         "evaluation.every": 5})
 
 

@@ -16,12 +16,10 @@ from .spaces import UserError
 ACTIONS = DRIFTS = (-1, 0, 1)                                   # columns: of the catcher; of the parcels
 
 def drift(
-    wind: np.ndarray,       # (2,) push in the upper and in the lower half of the board
-    row: int,               # where the parcels are, from 0
-    rows: int,              # height of the board
+    wind: np.ndarray,       # (1,) the gust
 ) -> int:                   # -1, 0 or 1 columns
-    "What the wind does to parcels in this row: Eq. (28.1)."
-    return int(np.rint(wind[2 * row // rows]))                  # Eq. (28.1)
+    "What the wind does to the parcels: Eq. (28.1)."
+    return int(np.rint(wind[0]))                                # Eq. (28.1)
 
 def pushed(
     columns: np.ndarray,    # (..., 2) of the two parcels, which hang on one string
@@ -49,7 +47,7 @@ class Parcels(gymnasium.Env):
             raise UserError(f"Parcels needs rows >= 3, cols >= 3 and size >= 8 and both; got rows={rows}, cols={cols}, size={size}")
         self.rows, self.cols, self.size, self.render_mode = rows, cols, size, render_mode
         self.observation_space = spaces.Dict({"order": spaces.Discrete(2), "picture": spaces.Box(0, 255, (size, size, 3), np.uint8),
-                                              "wind": spaces.Box(-1.25, 1.25, (2,), np.float32)})
+                                              "wind": spaces.Box(-1.25, 1.25, (1,), np.float32)})
         self.action_space = spaces.Discrete(3)                  # 0 left, 1 stay, 2 right
 
     def reset(self, *, seed=None, options=None):
@@ -62,7 +60,7 @@ class Parcels(gymnasium.Env):
         if action not in (0, 1, 2):
             raise UserError(f"Parcels has the actions 0 (left), 1 (stay) and 2 (right), not {action!r}")
         self.catcher = min(max(self.catcher + ACTIONS[action], 0), self.cols - 1)
-        self.columns = pushed(self.columns, drift(self.wind, self.row, self.rows), self.cols)
+        self.columns = pushed(self.columns, drift(self.wind), self.cols)
         self.row += 1
         landed = self.row == self.rows - 1
         caught = self.columns == self.catcher
@@ -71,7 +69,7 @@ class Parcels(gymnasium.Env):
 
     def _look(self) -> dict:
         "A new gust, and what the senses say."
-        self.wind = (self.np_random.choice(DRIFTS, 2) + self.np_random.uniform(-0.25, 0.25, 2)).astype(np.float32)
+        self.wind = (self.np_random.choice(DRIFTS, 1) + self.np_random.uniform(-0.25, 0.25, 1)).astype(np.float32)
         return {"order": self.order, "picture": self.render(), "wind": self.wind}
 
     def render(self):
