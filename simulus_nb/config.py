@@ -228,10 +228,11 @@ def minigrid() -> Config:
 
 
 def minatar() -> Config:
-    "MinAtar: small games on a 10 x 10 map, four cells to a token."
+    "MinAtar: small games on a 10 x 10 map, seen as four tokens of 5 x 5 cells; an action is held for 8 frames."
     return small().change({
-        "env": "MinAtar/Breakout-v1", "epochs": 80, "controller.value_mean": "symlog", "collect.steps": 200, "collect.epochs": 80, "collect.epsilon": 0.05,
-        "train_m.batch": 24, "train_m.steps": 50, "train_c.horizon": 12, "train_c.start": 16, "train_c.loss.gamma": 0.95, "train_c.loss.entropy": 0.01})
+        "env": "MinAtar/Freeway-v1", "env_options": {"action_repeat": 8}, "epochs": 30, "tokenizer.grid_patch": 5, "controller.width": 96, "controller.value_mean": "symlog",
+        "collect.steps": 200, "collect.epochs": 30, "train_m.batch": 24, "train_m.steps": 40,
+        "train_c.burn_in": 4, "train_c.horizon": 12, "train_c.steps": 20, "train_c.loss.gamma": 0.93, "train_c.loss.entropy": 0.01, "evaluation.episodes": 20, "evaluation.every": 5, "evaluation.interim": 5})
 
 
 def dmc_small() -> Config:
@@ -244,7 +245,10 @@ def dmc_small() -> Config:
 
 def craftax_small() -> Config:
     "Craftax, symbolic, at the size of a laptop."
-    return minatar().change({"env": "simulus/Craftax-Symbolic-v1", "tokenizer.grid_patch": 3, "train_c.loss.gamma": 0.97})
+    return small().change({
+        "env": "simulus/Craftax-Symbolic-v1", "epochs": 80, "tokenizer.grid_patch": 3, "tokenizer.vector_bounds": True, "controller.value_mean": "symlog",
+        "collect.steps": 200, "collect.epochs": 80, "train_m.batch": 16, "train_m.segment": 12, "train_m.steps": 40, "train_c.batch": 32, "train_c.steps": 20,
+        "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.01, "evaluation.episodes": 20, "evaluation.every": 0})
 
 # %% ../nbs/16_config.ipynb #c028
 def atari100k() -> Config:

@@ -141,7 +141,8 @@ def _categories(key: str, path: tuple, space: gs.Space, kind: str) -> Modality:
     "A categorical or grid `Modality`: smallest value and number of values of every position or channel."
     raw, bounds = tuple(space.shape), _range(space)
     if bounds is None or (kind == "grid" and len(raw) not in (2, 3)):
-        raise UserError(f"observation {key!r}: {space.dtype} {raw} is no {kind}: that takes whole numbers" + ", 2-D or 3-D" * (kind == "grid"))
+        raise UserError(f"observation {key!r}: {space.dtype} {raw} is no {kind}: that takes whole numbers" + ", 2-D or 3-D" * (kind == "grid")
+                        + "; leave the override out, or round it to an integer Box in a wrapper")
     shape = (prod(raw),) if kind == "categorical" else raw if len(raw) == 3 else (*raw, 1)
     cells = tuple(range(len(shape) - 1))                        # in a grid all cells of a channel share its categories
     low, high = bounds[0].reshape(shape).min(cells), bounds[1].reshape(shape).max(cells)
@@ -179,7 +180,8 @@ def _modality(path: tuple, space: gs.Space, kind: str | None) -> Modality:
         return _picture(key, path, space)
     if prod(raw) > MAX_TOKENS:
         raise UserError(f"observation {key!r}: {prod(raw)} entries of shape {raw} would be as many tokens; make it smaller in a wrapper. "
-                        f"A picture is uint8 of shape (H, W, C); with a C other than 1, 3 or 4 say so: {_override(key, 'image')}")
+                        + (f"A picture is uint8 of shape (H, W, C); with a C other than 1, 3 or 4 say so: {_override(key, 'image')}" if space.dtype == np.uint8 else
+                           "A picture must be uint8 of shape (H, W, C): convert it there"))
     if kind == "vector":
         return Modality(key, kind, (prod(raw),), raw_shape=raw, path=path, bound=_bound(space))
     return _categories(key, path, space, kind)

@@ -231,6 +231,19 @@ def test_gradients_stay_where_they_belong():
     assert all(p.grad is None for p in C.parameters()) and book.grad is None and any(p.grad is not None for p in M.parameters())
 
 
+def test_critic_may_learn_alone():
+    "With `actor=False` the loss is the critic's term, and the actor's head feels nothing."
+    M, C = make()
+    dream = imagine(M, C, make_context(C), 5, gen(0))
+    config, scales = ControllerLossConfig(), [ReturnScale(3, batch=dream.reward[:, 1:].numel()) for _ in range(2)]
+    both, metrics = controller_loss(C, dream, scales[0], config)
+    alone, _ = controller_loss(C, dream, scales[1], config, actor=False)
+    close(alone, metrics["critic"])
+    close(both, metrics["critic"] + metrics["actor"])
+    alone.backward()
+    assert all(p.grad is None or not p.grad.any() for p in C.actor.parameters()) and C.critic.weight.grad.any()
+
+
 def test_critic_is_not_moved_by_the_actor():
     "sg: with separate trunks the critic's gradient does not depend on the policy at all."
     M, C = make(shared=False)

@@ -150,3 +150,22 @@ def test_errors(kind):
             kind(**bad)
     with pytest.raises(ValueError, match="logits must be"):
         kind(-1, 1).loss(torch.zeros(4, 129), torch.zeros(4, 1))           # would broadcast to (4, 4) unnoticed
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(-900, 900), min_size=1, max_size=6), st.integers(0, 99))
+def test_raw_mean_is_the_expectation_and_symlog_mean_is_not(values, seed):
+    "Any mixture of numbers, read by Eq. (3.13), is their expectation; Eq. (3.5) has the smaller magnitude where all have one sign (Jensen)."
+    head = HLGauss(-7, 7, mean="raw")
+    x = torch.tensor(values, dtype=torch.float64)
+    p = torch.rand(len(x), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(0)
+    logits = (p[:, None] * head.encode(x)).sum(0).log()
+    mean = (p * x).sum()
+    assert (head.decode(logits) - mean).abs() <= 0.004 * (1 + (p * x.abs()).sum())
+    if (x >= 1).all() or (x <= -1).all():
+        assert HLGauss(-7, 7).decode(logits).abs() <= mean.abs() * 1.001 + 0.01
+
+
+def test_mean_must_be_known():
+    with pytest.raises(ValueError, match="symlog or raw"):
+        HLGauss(-7, 7, mean="median")

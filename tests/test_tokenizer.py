@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from simulus_nb.scalars import symlog
 from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, TokenGroup, UserError
-from simulus_nb.tokenizer import MultiModalTokenizer, TokenEmbedding, TokenizerConfig, action_group, mask_invalid, table_offsets
+from simulus_nb.tokenizer import GridCoder, MultiModalTokenizer, TokenEmbedding, TokenizerConfig, action_group, mask_invalid, ordered_rows, table_offsets
 from simulus_nb.vqvae import VQVAEConfig
 
 torch.set_num_threads(1)
@@ -186,3 +186,48 @@ def test_mask_made_under_inference_mode_serves_training():
     logits = torch.zeros(1, 3, 5, requires_grad=True)
     mask_invalid(logits, sizes).softmax(-1)[..., 0].sum().backward()
     assert (logits.grad[0, 0, 2:] == 0).all() and logits.grad.abs().sum() > 0
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=st.integers(1, 7), cols=st.integers(1, 7), p=st.integers(1, 4), nvec=st.lists(st.integers(2, 5), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_patches_lose_nothing_and_keep_their_place(rows, cols, p, nvec, seed):
+    "Eq. (7.6a) for any map and patch: exact both ways, and a cell only touches its own token."
+    coder = GridCoder(Modality("map", "grid", (rows, cols, len(nvec)), tuple(nvec)), TokenizerConfig(grid_patch=p))
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.integers(0, nvec, (3, rows, cols, len(nvec))))
+    z = coder.encode(x)
+    g = coder.group
+    assert z.shape == (3, g.symbols) and g.count == -(-rows // p) * -(-cols // p) == g.grid[0] * g.grid[1]
+    assert (z.unflatten(-1, (g.count, -1)) < torch.tensor(g.vocab)).all() and torch.equal(coder.decode(z), x)
+    y, c = int(rng.integers(rows)), int(rng.integers(cols))
+    other = x.clone()
+    other[:, y, c] = (other[:, y, c] + 1) % torch.tensor(nvec)
+    touched = (coder.encode(other) != z).unflatten(-1, (g.count, -1)).any(-1).any(0).nonzero().flatten().tolist()
+    assert touched == [y // p * g.grid[1] + c // p]
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_embedding_of_cells_is_the_mean_of_looked_up_rows_with_its_gradient(patch):
+    "Eq. (7.13): the product with a table of marks equals the lookup, forward and backward."
+    torch.manual_seed(0)
+    coder = GridCoder(Modality("map", "grid", (4, 5, 3), (4, 2, 6)), TokenizerConfig(grid_patch=patch))
+    embed = TokenEmbedding(coder.group, 7).double()
+    torch.nn.init.normal_(embed.table.weight)
+    z = coder.encode(torch.from_numpy(np.random.default_rng(0).integers(0, (4, 2, 6), (2, 4, 5, 3))))
+    weight = torch.randn(2, coder.group.count, 7, dtype=torch.float64)
+    fast = torch.autograd.grad((embed(z) * weight).sum(), embed.table.weight)[0]
+    looked_up = embed.table(z.unflatten(-1, (coder.group.count, -1)) + embed.offsets).mean(-2)
+    torch.testing.assert_close(embed(z), looked_up, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(fast, torch.autograd.grad((looked_up * weight).sum(), embed.table.weight)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_where_tables_begin():
+    "Eq. (7.11a): levels have an order, in vectors and continuous actions; Eq. (7.13a): an empty cell is zero; categories are independent."
+    torch.manual_seed(0)
+    near = lambda rows: torch.nn.functional.cosine_similarity(rows[1:], rows[:-1], dim=-1).mean()
+    assert near(ordered_rows(125, 256)) > 0.8 and ordered_rows(1, 8).isfinite().all() and ordered_rows(2, 8).shape == (2, 8)
+    levels = TokenEmbedding(action_group(ActionSpec.from_space(gs.Box(-1, 1, (2,)), levels=51)), 256).table.weight
+    choices = TokenEmbedding(action_group(ActionSpec.from_space(gs.MultiDiscrete([51, 51]))), 256).table.weight
+    assert near(levels[:51]) > 0.7 and near(levels[51:]) > 0.7 and near(choices).abs() < 0.1
+    ground = TokenEmbedding(TokenGroup("map", "grid", 4, (3, 2), grid=(2, 2)), 16)
+    assert not ground(torch.zeros(1, 8, dtype=torch.long)).any() and ground.table.weight.any(-1).sum() == 3

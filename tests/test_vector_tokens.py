@@ -82,3 +82,18 @@ def test_ends_of_the_range():
     vq = VectorQuantizer()
     assert vq.encode(torch.tensor([-1e30, 0.0, math.pi, 1e30])).tolist() == [0, 62, 93, 124]
     assert torch.isclose(vq.decode(torch.tensor(124)), symexp(torch.tensor(6.0))) and abs(float(symexp(torch.tensor(6.0))) - 402.4288) < 1e-3
+
+
+@QUICK
+@given(st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 1e5)), min_size=1, max_size=5), st.integers(0, 99))
+def test_bounds_stretch_each_entry_over_the_fine_part(bounds, seed):
+    "Eq. (4.4a): within its bound an entry is off by at most half a fine gap, stretched back; without a bound nothing changes."
+    vq, plain = VectorQuantizer(bound=bounds), VectorQuantizer()
+    u = 2 * torch.rand(50, len(bounds), generator=torch.Generator().manual_seed(seed)) - 1
+    b = torch.tensor(bounds)
+    x = torch.where(b > 0, u * b, 100 * u)
+    back = vq.decode(vq.encode(x))
+    gap = float(vector_grid().diff().min()) / 2
+    assert ((back - x).abs() <= (b + x.abs() * math.pi) * math.expm1(gap) / math.pi * 1.001 + 1e-6 * b)[:, b > 0].all()
+    assert torch.equal(vq.encode(x)[:, b == 0], plain.encode(x)[:, b == 0])
+    assert torch.equal(vq.encode(back), vq.encode(x))
