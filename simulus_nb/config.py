@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'FAMILIES', 'CollectConfig', 'VTraining', 'MTraining', 'CTraining', 'EvaluationConfig', 'check_ranges',
            'check_fit', 'is_json', 'Config', 'flat', 'differences', 'overlay', 'catch', 'small', 'minigrid', 'minatar',
-           'dmc_small', 'craftax_small', 'atari100k', 'dmc', 'craftax', 'rem', 'atari_smoke', 'preset', 'preset_for',
-           'cost']
+           'control', 'dmc_small', 'craftax_small', 'atari100k', 'dmc', 'craftax', 'rem', 'atari_smoke', 'preset',
+           'preset_for', 'cost']
 
 # %% ../nbs/16_config.ipynb #c002
 import dataclasses
@@ -211,9 +211,9 @@ def catch() -> Config:
 def small() -> Config:
     "Any world of vectors, categories, maps or small pictures: minutes on one CPU core."
     return catch().change({
-        "env": "CartPole-v1", "epochs": 80, "threads": 1, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
+        "env": "CartPole-v1", "epochs": 60, "threads": 1, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
         "controller.width": 128, "controller.value_limit": 7.0, "controller.value_mean": "raw",
-        "collect.steps": 150, "collect.epochs": 80, "collect.epsilon": 0.02, "collect.capacity": 50_000,
+        "collect.steps": 150, "collect.epochs": 60, "collect.epsilon": 0.02, "collect.capacity": 50_000,
         "train_m.batch": 32, "train_m.steps": 60, "train_m.start": 4,
         "train_c.horizon": 15, "train_c.steps": 40, "train_c.start": 8, "train_c.lr": 1e-3, "train_c.loss.gamma": 0.985, "train_c.loss.entropy": 0.002,
         "evaluation.every": 10, "evaluation.interim": 20})
@@ -232,15 +232,22 @@ def minatar() -> Config:
     return small().change({
         "env": "MinAtar/Freeway-v1", "env_options": {"action_repeat": 8}, "epochs": 30, "tokenizer.grid_patch": 5, "controller.width": 96, "controller.value_mean": "symlog",
         "collect.steps": 200, "collect.epochs": 30, "train_m.batch": 24, "train_m.steps": 40,
-        "train_c.burn_in": 4, "train_c.horizon": 12, "train_c.steps": 20, "train_c.loss.gamma": 0.93, "train_c.loss.entropy": 0.01, "evaluation.episodes": 20, "evaluation.every": 5, "evaluation.interim": 5})
+        "train_c.burn_in": 4, "train_c.horizon": 12, "train_c.steps": 30, "train_c.loss.gamma": 0.93, "train_c.loss.entropy": 0.007, "evaluation.episodes": 20, "evaluation.every": 5, "evaluation.interim": 5})
+
+
+def control() -> Config:
+    "Continuous actions: few levels, each action held for two steps."
+    return small().change({
+        "env": "Pendulum-v1", "env_options": {"action_repeat": 2}, "epochs": 45, "tokenizer.action_levels": 7, "world_model.reward_mean": "raw",
+        "controller.width": 96, "collect.epochs": 45, "train_m.steps": 50, "train_c.batch": 128, "train_c.steps": 30, "train_c.start": 6, "train_c.loss.gamma": 0.95, "train_c.loss.entropy": 0.001,
+        "evaluation.every": 5})
 
 
 def dmc_small() -> Config:
-    "DeepMind Control from proprioception, at the size of a laptop."
-    return small().change({
-        "env": "dm_control/cartpole-balance-v0", "env_options": {"action_repeat": 2}, "epochs": 45, "tokenizer.action_levels": 7, "world_model.reward_mean": "raw",
-        "controller.width": 96, "collect.epochs": 45, "train_m.steps": 50, "train_c.batch": 128, "train_c.steps": 30, "train_c.start": 6, "train_c.loss.gamma": 0.95, "train_c.loss.entropy": 0.001,
-        "evaluation.every": 5})
+    "DeepMind Control from proprioception, at the size of a laptop: its steps are short, so an action is held for four."
+    return control().change({
+        "env": "dm_control/cartpole-balance-v0", "env_options": {"action_repeat": 4}, "epochs": 60, "collect.epochs": 60, "train_m.steps": 60,
+        "train_c.batch": 64, "train_c.steps": 40, "train_c.loss.gamma": 0.97, "evaluation.every": 10})
 
 
 def craftax_small() -> Config:
@@ -306,10 +313,10 @@ def atari_smoke() -> Config:
     )
 
 # %% ../nbs/16_config.ipynb #c031
-PRESETS = {"catch": catch, "small": small, "minigrid": minigrid, "minatar": minatar, "dmc-small": dmc_small, "craftax-small": craftax_small,
+PRESETS = {"catch": catch, "small": small, "minigrid": minigrid, "minatar": minatar, "control": control, "dmc-small": dmc_small, "craftax-small": craftax_small,
            "atari100k": atari100k, "rem": rem, "dmc": dmc, "craftax": craftax, "atari-smoke": atari_smoke}
 FAMILIES = {"ALE/": "atari100k", "simulus/Catch": "catch", "simulus/Craftax": "craftax-small", "MiniGrid-": "minigrid", "BabyAI-": "minigrid",
-            "MinAtar/": "minatar", "dm_control/": "dmc-small", "Pendulum-": "dmc-small"}          # how an id begins: the preset made for such worlds
+            "MinAtar/": "minatar", "dm_control/": "dmc-small", "Pendulum-": "control"}          # how an id begins: the preset made for such worlds
 
 def preset(name: str) -> Config:
     "The configuration called `name`."
