@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['registry', 'PRESET_HELP', 'Device', 'Run', 'COMMANDS', 'DISK', 'json_object', 'starting_point', 'announce',
-           'how_to_resume', 'score_text', 'summary', 'TrainCommand', 'set_epochs', 'resumed', 'Recorder',
+           'how_to_resume', 'score_text', 'summary', 'TrainCommand', 'set_epochs', 'resumed', 'CannotDraw', 'Recorder',
            'film_episode', 'EvaluateCommand', 'load_replay', 'DreamCommand', 'encoded_rows', 'run_seconds', 'Bench',
            'run_counts', 'bench', 'bench_table', 'BenchCommand', 'one_line', 'read_options', 'parse', 'main']
 
@@ -148,6 +148,10 @@ def resumed(
     return replace(again, out=command.folder)
 
 # %% ../nbs/21_cli.ipynb #c017
+class CannotDraw(UserError):
+    "The world can be played here but not drawn."
+
+
 class Recorder(gymnasium.Wrapper):
     "Keeps what the environment draws, after every reset and step."
 
@@ -158,14 +162,21 @@ class Recorder(gymnasium.Wrapper):
     def reset(self, **kwargs):
         "Reset and draw."
         out = self.env.reset(**kwargs)
-        self.frames.append(self.env.render())
+        self.draw()
         return out
 
     def step(self, action):
         "Step and draw."
         out = self.env.step(action)
-        self.frames.append(self.env.render())
+        self.draw()
         return out
+
+    def draw(self) -> None:
+        "Ask for a frame. Drawing needs packages and graphics that playing does not: without them `CannotDraw`."
+        try:
+            self.frames.append(self.env.render())
+        except Exception as e:                                  # whatever a renderer of somebody else's raises
+            raise CannotDraw(f"{type(e).__name__}: {' '.join(str(e).split())}") from None
 
 # %% ../nbs/21_cli.ipynb #c018
 def film_episode(
@@ -175,23 +186,26 @@ def film_episode(
     temperature: float,
     seed: int,
     max_steps: int = 3_000,     # a film ends there
-) -> bool:                      # False: this environment draws nothing
+) -> str | None:                # why there is no film, if there is none
     "Play one evaluation episode and write it as a video."
     make = env_maker(config, training=False)
     plain = make()
     fps, drawn = plain.metadata.get("render_fps", 30), "rgb_array" in plain.metadata.get("render_modes", ())
     plain.close()
     if not drawn:
-        return False
+        return "this environment draws nothing"
     size = config.tokenizer.image.image_size
     recorder = Recorder(make_env(config.env, image_size=size, training=False, render_mode="rgb_array", **config.env_options))
-    evaluate(agent, [lambda: recorder], 1, temperature, seed, max_steps)
+    try:
+        evaluate(agent, [lambda: recorder], 1, temperature, seed, max_steps)
+    except CannotDraw as e:
+        return str(e)
     path.parent.mkdir(parents=True, exist_ok=True)
     with imageio.get_writer(path, format="FFMPEG", mode="I", fps=min(fps, 30), codec="libx264", quality=7, ffmpeg_log_level="error") as video:
         for frame in recorder.frames:
             n = max(1, 320 // frame.shape[0])                   # small pictures in larger squares
             video.append_data(frame.repeat(n, 0).repeat(n, 1))
-    return True
+    return None
 
 # %% ../nbs/21_cli.ipynb #c019
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -207,7 +221,7 @@ class EvaluateCommand:
     device: Device = field(default="auto", metadata=dict(help="where tensors live"))
 
     def run(self, command: str) -> None:
-        "Play, print the score, write evaluation.json and media/episode.mp4."
+        "Play, print the score, write media/episode.mp4 and a report: evaluation.json, or with options one with these in its name."
         check_ranges(self)
         folder, device = RunFolder(self.folder), pick_device(self.device)
         config = folder.read_config()
@@ -215,11 +229,13 @@ class EvaluateCommand:
         episodes, temperature = self.episodes or e.episodes, e.temperature if self.temperature is None else self.temperature
         seed = config.seed + 10_000 if self.seed is None else self.seed
         result = evaluate(agent, [env_maker(config, training=False)] * e.num_envs, episodes, temperature, seed)
-        folder.write(folder.evaluation, {**result.to_json(), "temperature": temperature, "seed": seed, "command": command})
-        print(f"{'evaluation':<12}{score_text(config.env, result)}\n{'report':<12}{folder.evaluation}", flush=True)
+        usual = (episodes, temperature, seed) == (e.episodes, e.temperature, config.seed + 10_000)
+        report = folder.evaluation if usual else folder.path / f"evaluation-{episodes}-episodes-temperature-{temperature:g}-seed-{seed}.json"
+        folder.write(report, {**result.to_json(), "temperature": temperature, "seed": seed, "command": command})
+        print(f"{'evaluation':<12}{score_text(config.env, result)}\n{'report':<12}{report}", flush=True)
         film = folder.media / "episode.mp4"
-        if film_episode(agent, config, film, temperature, seed):
-            print(f"{'episode':<12}{film}")
+        why_not = film_episode(agent, config, film, temperature, seed)
+        print(f"{'episode':<12}{film if why_not is None else f'no film ({why_not})'}")
 
 # %% ../nbs/21_cli.ipynb #c021
 def load_replay(folder: RunFolder, config: Config, agent: Agent) -> ReplayBuffer:

@@ -54,7 +54,7 @@ def metrics(folder):
 
 def contents(folder):
     "Bytes of every file but those that evaluate and dream are there to write."
-    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.parent.name != "media" and p.name != "evaluation.json"}
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.parent.name != "media" and not p.name.startswith("evaluation")}
 
 
 # options
@@ -218,7 +218,8 @@ def test_evaluate(run, capsys):
     again = json.loads((run / "evaluation.json").read_text())
     assert again["returns"] == trained["returns"] and again["lengths"] == trained["lengths"]       # the evaluation after training, repeated
     assert main(["evaluate", str(run), "--episodes", "5", "--seed", "3", "--temperature", "0", "--device", "cpu"]) == 0
-    other = json.loads((run / "evaluation.json").read_text())
+    assert json.loads((run / "evaluation.json").read_text()) == again       # the run's own result stays
+    other = json.loads((run / "evaluation-5-episodes-temperature-0-seed-3.json").read_text())
     assert (other["episodes"], other["seed"], other["temperature"]) == (5, 3, 0) and len(other["returns"]) == 5
     assert f"return {other['mean']:.2f} ± {other['sem']:.2f} over 5 episodes" in capsys.readouterr().out
     assert len(imageio.mimread(run / "media" / "episode.mp4")) == 10
@@ -237,13 +238,25 @@ def test_dream(run):
 def test_film_of_atari_and_of_a_world_without_pictures():
     config = atari_smoke()
     agent = make_agent(config, *infer_specs(config)).eval()
-    assert film_episode(agent, config, Path("pong.mp4"), 1.0, seed=0, max_steps=6)
+    assert film_episode(agent, config, Path("pong.mp4"), 1.0, seed=0, max_steps=6) is None
     frames = imageio.mimread("pong.mp4")
     assert len(frames) == 7 and frames[0].shape[0] >= 210
     class Blind(gymnasium.Env):
         observation_space, action_space = gs.Box(-1, 1, (2,), np.float32), gs.Discrete(2)
     gymnasium.register("simulus-test/Blind-v0", entry_point=lambda **k: Blind())
-    assert not film_episode(None, catch().change({"env": "simulus-test/Blind-v0"}), Path("blind.mp4"), 1.0, 0)
+    assert "draws nothing" in film_episode(None, catch().change({"env": "simulus-test/Blind-v0"}), Path("blind.mp4"), 1.0, 0)
+
+
+def test_a_world_that_cannot_be_drawn_here_is_still_evaluated(run, capsys, monkeypatch):
+    "A renderer that fails (no package, no display) costs the film, not the score, and shows no traceback."
+    def broken(self):
+        raise RuntimeError("no display\nfound")
+    monkeypatch.setattr(gymnasium.Wrapper, "render", broken)
+    (run / "media" / "episode.mp4").unlink(missing_ok=True)
+    assert main(["evaluate", str(run), "--episodes", "2", "--seed", "9"]) == 0
+    said = capsys.readouterr()
+    assert "over 2 episodes" in said.out and "no film (RuntimeError: no display found)" in said.out and "Traceback" not in said.err
+    assert not (run / "media" / "episode.mp4").exists()
 
 
 def test_recorder_changes_nothing():
