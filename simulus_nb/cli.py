@@ -420,10 +420,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"simulus-nb: {text}", file=sys.stderr)
         return code
     try:
-        parse(argv).run("simulus-nb " + shlex.join(argv))
+        try:
+            parse(argv).run("simulus-nb " + shlex.join(argv))
+        finally:
+            sys.stdout.flush()
         return 0
     except SystemExit as e:                                     # --help
         return int(e.code or 0)
+    except BrokenPipeError:                                     # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        return 141                                              # as a shell says it
     except UserError as e:
         return complain(" ".join(str(e).split()), 2)
     except KeyboardInterrupt as e:

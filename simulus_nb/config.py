@@ -230,9 +230,9 @@ def minigrid() -> Config:
 def minatar() -> Config:
     "MinAtar: small games on a 10 x 10 map, seen as four tokens of 5 x 5 cells; an action is held for 8 frames."
     return small().change({
-        "env": "MinAtar/Freeway-v1", "env_options": {"action_repeat": 8}, "epochs": 30, "tokenizer.grid_patch": 5, "controller.width": 96, "controller.value_mean": "symlog",
-        "collect.steps": 200, "collect.epochs": 30, "train_m.batch": 24, "train_m.steps": 40,
-        "train_c.burn_in": 4, "train_c.horizon": 12, "train_c.steps": 30, "train_c.loss.gamma": 0.93, "train_c.loss.entropy": 0.007, "evaluation.episodes": 20, "evaluation.every": 5, "evaluation.interim": 5})
+        "env": "MinAtar/Freeway-v1", "env_options": {"action_repeat": 8}, "epochs": 25, "tokenizer.grid_patch": 5, "controller.width": 96, "controller.value_mean": "symlog",
+        "collect.steps": 200, "collect.epochs": 25, "collect.epsilon": 0.05, "train_m.batch": 24, "train_m.steps": 40,
+        "train_c.burn_in": 4, "train_c.horizon": 12, "train_c.steps": 30, "train_c.loss.gamma": 0.93, "train_c.loss.entropy": 0.004, "evaluation.episodes": 20, "evaluation.every": 5, "evaluation.interim": 5})
 
 
 def control() -> Config:
@@ -246,7 +246,7 @@ def control() -> Config:
 def dmc_small() -> Config:
     "DeepMind Control from proprioception, at the size of a laptop: its steps are short, so an action is held for four."
     return control().change({
-        "env": "dm_control/cartpole-balance-v0", "env_options": {"action_repeat": 4}, "epochs": 60, "collect.epochs": 60, "train_m.steps": 60,
+        "env": "dm_control/cartpole-balance-v0", "env_options": {"action_repeat": 4}, "epochs": 30, "collect.epochs": 30, "train_m.steps": 60,
         "train_c.batch": 64, "train_c.steps": 40, "train_c.loss.gamma": 0.97, "evaluation.every": 10})
 
 

@@ -259,6 +259,13 @@ def test_a_world_that_cannot_be_drawn_here_is_still_evaluated(run, capsys, monke
     assert not (run / "media" / "episode.mp4").exists()
 
 
+def test_a_closed_pipe_shows_no_traceback():
+    "`simulus-nb ... --help | head -1`: the reader leaves before all is said."
+    line = f"{shlex.quote(sys.executable)} -c 'import sys; from simulus_nb.cli import main; sys.exit(main())' train --help | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
 def test_recorder_changes_nothing():
     plain, filmed = (gymnasium.make("simulus/Catch-v0", render_mode="rgb_array") for _ in range(2))
     filmed = Recorder(filmed)
