@@ -173,11 +173,11 @@ def ordered_rows(
     n: int,                           # N levels, ascending
     width: int,                       # d
 ) -> Tensor:                          # (N, d)
-    "Rows for levels that have an order: random Fourier features of their place, Eq. (7.11a)."
+    "Rows for levels that have an order: random Fourier features of their place, Eq. (7.12a)."
     low, high = math.log(math.pi / 2), math.log(max(math.pi / 2, math.pi * (n - 1) / 4))
     omega = torch.empty(width).uniform_(low, high).exp()
     phase = torch.empty(width).uniform_(0, 2 * math.pi)
-    return (2 / width) ** 0.5 * torch.cos(torch.linspace(-1, 1, n)[:, None] * omega + phase)      # Eq. (7.11a)
+    return (2 / width) ** 0.5 * torch.cos(torch.linspace(-1, 1, n)[:, None] * omega + phase)      # Eq. (7.12a)
 
 # %% ../nbs/07_tokenizer.ipynb #c040
 class TokenEmbedding(nn.Module):
@@ -201,7 +201,7 @@ class TokenEmbedding(nn.Module):
             if group.kind == "grid":
                 self.table.weight.data[table_offsets(group)[0]] = 0.0           # an empty cell is the zero vector, Eq. (7.13a)
             if group.kind == "vector":
-                self.table.weight.data.copy_(torch.cat([ordered_rows(n, width) for n in sizes]))      # Eq. (7.11a)
+                self.table.weight.data.copy_(torch.cat([ordered_rows(n, width) for n in sizes]))      # Eq. (7.12a)
             self.register_buffer("offsets", table_offsets(group), persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:                  # (..., K_i * C_i) -> (..., K_i, width)

@@ -145,7 +145,7 @@ def test_train_leaves_a_run_folder(run):
 def test_summary(quick, capsys):
     assert main(["train", "--out", "r", "--epochs", "1", *TINY]) == 0
     out = capsys.readouterr().out
-    assert "simulus/Catch-v0 on cpu, 1 epochs: 30 environment steps, 2 updates of V, 2 of M, 2 of C; everything goes to r" in out
+    assert "simulus/Catch-v0 on cpu, 1 epochs: 30 environment steps, updates: 2 of V, 2 of M, 2 of C; everything goes to r" in out
     assert "over 3 episodes" in out and "r/metrics.jsonl" in out and "r/checkpoint" in out
 
 

@@ -222,7 +222,7 @@ def test_embedding_of_cells_is_the_mean_of_looked_up_rows_with_its_gradient(patc
 
 
 def test_where_tables_begin():
-    "Eq. (7.11a): levels have an order, in vectors and continuous actions; Eq. (7.13a): an empty cell is zero; categories are independent."
+    "Eq. (7.12a): levels have an order, in vectors and continuous actions; Eq. (7.13a): an empty cell is zero; categories are independent."
     torch.manual_seed(0)
     near = lambda rows: torch.nn.functional.cosine_similarity(rows[1:], rows[:-1], dim=-1).mean()
     assert near(ordered_rows(125, 256)) > 0.8 and ordered_rows(1, 8).isfinite().all() and ordered_rows(2, 8).shape == (2, 8)
