@@ -253,7 +253,7 @@ def dmc_small() -> Config:
 def craftax_small() -> Config:
     "Craftax, symbolic, at the size of a laptop."
     return small().change({
-        "env": "simulus/Craftax-Symbolic-v1", "epochs": 80, "tokenizer.grid_patch": 3, "tokenizer.vector_bounds": True, "controller.value_mean": "symlog",
+        "env": "simulus/Craftax-Symbolic-v1", "env_options": {"scale": 2.0}, "epochs": 80, "tokenizer.grid_patch": 3, "controller.value_mean": "symlog",
         "collect.steps": 200, "collect.epochs": 80, "train_m.batch": 16, "train_m.segment": 12, "train_m.steps": 40, "train_c.batch": 32, "train_c.steps": 20,
         "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.01, "evaluation.episodes": 20, "evaluation.every": 0})
 

@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -269,3 +270,13 @@ def test_the_whole_agent_trains_saves_loads_and_acts(tmp_path):
         z = [each.tokenizer.encode({k: torch.from_numpy(v) for k, v in batch.items()}) for each in (trainer.agent, agent)]
         logits = [each.controller.step(x, each.controller.initial_state(1))[0] for each, x in zip((trainer.agent, agent), z)]
     assert torch.equal(*logits) and logits[0].shape[-1] == 43
+
+
+def test_the_small_preset_tells_small_counts_apart():
+    "The game shows a count m as sqrt(m) / 10: with the preset's scale, levels and bounds, 0 to 9 things are ten different tokens."
+    config = preset("craftax-small")
+    n, scale = len(FULL.numbers), config.env_options["scale"]
+    spec = ObsSpec.from_space(spaces.Box(0, 100 * scale, (n,), np.float32))
+    shown = torch.arange(10).sqrt()[:, None].expand(10, n) / 10 * scale
+    tokens = MultiModalTokenizer(spec, config.tokenizer).encode({"obs": shown})
+    assert all(len(column.unique()) == 10 for column in tokens.T)
