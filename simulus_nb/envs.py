@@ -36,11 +36,11 @@ LOOKS = {   # look: (background, ball, paddle) as RGB
 def board_image(
     board: np.ndarray,      # (rows, cols) of 0 background, 1 ball, 2 paddle
     size: int,              # side of the image in pixels
-    look: str = "night",    # a key of LOOKS
+    colours: Sequence = LOOKS["night"],     # RGB of each value
 ) -> np.ndarray:            # (size, size, 3) uint8
     "The board as a square image: each pixel takes the colour of the cell under it."
     pixel, (rows, cols) = np.arange(size), board.shape
-    return np.array(LOOKS[look], np.uint8)[board].take(pixel * rows // size, 0).take(pixel * cols // size, 1)
+    return np.array(colours, np.uint8)[board].take(pixel * rows // size, 0).take(pixel * cols // size, 1)
 
 # %% ../nbs/01_envs.ipynb #c008
 class Catch(gymnasium.Env):
@@ -78,7 +78,7 @@ class Catch(gymnasium.Env):
         "The board as an image; the ball is drawn over the paddle."
         board = np.zeros((self.rows, self.cols), np.uint8)
         board[-1, self.paddle], board[tuple(self.ball)] = 2, 1
-        return board_image(board, self.size, self.look)
+        return board_image(board, self.size, LOOKS[self.look])
 
 # %% ../nbs/01_envs.ipynb #c009
 CATCH = "simulus/Catch-v0"

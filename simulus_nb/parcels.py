@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from .envs import board_image
 from .spaces import UserError
 
 # %% ../nbs/28_multimodal.ipynb #c005
@@ -74,10 +75,10 @@ class Parcels(gymnasium.Env):
 
     def render(self):
         "The board as an image; parcels are drawn over the catcher."
-        board, pixel = np.zeros((self.rows, self.cols), np.uint8), np.arange(self.size)
+        board = np.zeros((self.rows, self.cols), np.uint8)
         board[-1, self.catcher] = 3
         board[self.row, self.columns] = 1, 2
-        return COLOURS[board[np.ix_(pixel * self.rows // self.size, pixel * self.cols // self.size)]]
+        return board_image(board, self.size, COLOURS)
 
 # %% ../nbs/28_multimodal.ipynb #c011
 def best_return(
