@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['registry', 'PRESET_HELP', 'Device', 'Run', 'COMMANDS', 'DISK', 'json_object', 'starting_point', 'announce',
            'how_to_resume', 'score_text', 'summary', 'TrainCommand', 'set_epochs', 'resumed', 'CannotDraw', 'Recorder',
-           'film_episode', 'EvaluateCommand', 'load_replay', 'DreamCommand', 'encoded_rows', 'run_seconds', 'Bench',
-           'run_counts', 'bench', 'bench_table', 'BenchCommand', 'one_line', 'read_options', 'parse', 'main']
+           'film_episode', 'EvaluateCommand', 'load_replay', 'DreamCommand', 'BenchCommand', 'one_line', 'read_options',
+           'parse', 'main']
 
 # %% ../nbs/21_cli.ipynb #c002
 import argparse
@@ -15,12 +15,9 @@ import errno
 import io
 import json
 import os
-import platform
 import re
 import shlex
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,14 +30,15 @@ import torch
 import tyro
 
 from .agent import Agent
+from .bench import bench, bench_table, compare, compare_table
 from .checkpoint import load_checkpoint
 from .config import PRESETS, Config, check_ranges, cost, differences, preset, preset_for
 from .dream import dream_media
 from .envs import make_env
-from .evaluate import Evaluation, RandomAgent, evaluate, human_normalised
+from .evaluate import Evaluation, evaluate, human_normalised
 from .replay import ReplayBuffer
 from .spaces import UserError
-from .trainer import RunFolder, Stages, Trainer, default_folder, env_maker, make_replay, pick_device
+from .trainer import RunFolder, Trainer, default_folder, env_maker, make_replay, pick_device
 
 # %% ../nbs/21_cli.ipynb #c005
 registry = tyro.constructors.ConstructorRegistry()
@@ -263,95 +261,13 @@ class DreamCommand:
             print(f"{name:<12}{path}")
 
 # %% ../nbs/21_cli.ipynb #c023
-def encoded_rows(c: Config) -> int:
-    "Observations that V turns into tokens in a whole run: Eq. (21.2)."
-    start = min(c.train_m.start, c.train_c.start)
-    return sum(min(c.collect.capacity, c.collect.steps * min(e + 1, c.collect.epochs)) for e in range(start, c.epochs))     # Eq. (21.2)
-
-def run_seconds(
-    count: dict[str, float],        # n_i: how often each part occurs in a run
-    median: dict[str, float],       # its seconds
-) -> float:
-    "Predicted duration of a run in seconds: Eq. (21.1)."
-    return sum(n * median[part] for part, n in count.items())   # Eq. (21.1)
-
-# %% ../nbs/21_cli.ipynb #c026
-class Bench(Stages):
-    "Everything a run consists of, at the sizes of a configuration, ready to be timed part by part."
-
-    def __init__(self, config: Config):
-        super().__init__(config)
-        self.random = RandomAgent(self.agent.obs_spec, self.agent.action_spec).policy(config.collect.num_envs)
-        rows = 4 * config.collect.num_envs * max(config.train_m.segment, config.train_c.burn_in)
-        for env, stream in enumerate(self.collector.collect(self.random, rows)[0]):
-            self.replay.extend(env, stream)
-        self.tokenise()
-
-    def wait(self) -> None:
-        "Until the device has done what it was told."
-        if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
-
-    def parts(self) -> dict[str, tuple[Callable[[], object], int]]:
-        "{name: (one call, how many steps, frames or updates that is)}; V's parts only where there are images."
-        c, replay, learner, draw = self.config, self.replay, self.learner, self.generator
-        m, d, steps = c.train_m, c.train_c, 16 * c.collect.num_envs
-        v_batch, m_batch, c_batch = (lambda: replay.frames(c.train_v.batch, draw), lambda: replay.segments(m.batch, m.segment, m.context, draw),
-                                     lambda: replay.contexts(d.batch, d.burn_in, draw))
-        frames, segment, context = v_batch(), m_batch(), c_batch()
-        parts = {"world": (lambda: self.collector.collect(self.random, steps), steps), "play": (lambda: self.collector.collect(self.policy, steps), steps),
-                 "encode": (self.tokenise, len(replay)), "batch of V": (v_batch, 1), "V": (lambda: learner.v_step(frames), 1),
-                 "batch of M": (m_batch, 1), "M": (lambda: learner.m_step(segment), 1), "batch of C": (c_batch, 1), "C": (lambda: learner.c_step(context), 1)}
-        return parts if "v" in learner.optimizers else {k: p for k, p in parts.items() if not k.endswith("V")}
-
-    def measure(self, work: Callable[[], object], repeats: int) -> float:
-        "Median seconds of one call, the first two not counted."
-        seconds = []
-        for _ in range(2 + repeats):
-            self.wait()
-            begin = time.perf_counter()
-            work()
-            self.wait()
-            seconds.append(time.perf_counter() - begin)
-        return statistics.median(seconds[2:])                   # Eq. (21.1)
-
-# %% ../nbs/21_cli.ipynb #c028
-def run_counts(c: Config) -> dict[str, float]:
-    "How often each part of `Bench` occurs in a run: the n_i of Eq. (21.1)."
-    total = cost(c)
-    updates = {name: total[name.lower()] for name in "VMC"}
-    return {"play": total["env_steps"], "encode": encoded_rows(c), **updates, **{f"batch of {name}": n for name, n in updates.items()}}
-
-def bench(config: Config, repeats: int = 10) -> dict:
-    "Seconds of every part, once each, and what they predict for the whole run; plain JSON values."
-    stand = Bench(config)
-    one = {name: stand.measure(work, repeats) / units for name, (work, units) in stand.parts().items()}
-    count = {name: n for name, n in run_counts(config).items() if name in one}
-    stand.collector.close()
-    found = {"env": config.env, "device": str(stand.device), "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__,
-             "repeats": repeats, "seconds": one, "count": count, "run_seconds": run_seconds(count, one), "config": config.to_json()}
-    if stand.device.type == "cuda":
-        found |= {"gpu": torch.cuda.get_device_name(), "peak_bytes": torch.cuda.max_memory_allocated()}
-    return found
-
-# %% ../nbs/21_cli.ipynb #c029
-def bench_table(found: dict) -> str:
-    "What `bench` found, as a table for people."
-    lines = [f"{'part':<12}{'ms each':>10}{'a second':>12}{'in a run':>14}{'minutes':>10}"]
-    for name, seconds in found["seconds"].items():
-        n = found["count"].get(name)
-        share = f"{n:>14,}{n * seconds / 60:>10.1f}" if n is not None else ""
-        lines.append(f"{name:<12}{1e3 * seconds:>10.3f}{1 / seconds:>12,.1f}{share}")
-    T = found["run_seconds"]
-    duration = f"{T:.0f} seconds" if T < 100 else f"{T / 60:.0f} minutes" if T < 6000 else f"{T / 3600:.1f} hours"
-    return "\n".join([*lines, f"a whole run on {found['device']}: about {duration}"])
-
 @dataclass(frozen=True)
 class BenchCommand:
     "Time the parts of a run at a preset's sizes and predict how long the run would take. Learns nothing."
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Literal[tuple(PRESETS)] | None = field(default=None, metadata=dict(help=PRESET_HELP))
     repeats: int = field(default=10, metadata=dict(help="timed calls of each part; their median counts", low=1))
+    compare: bool = field(default=False, metadata=dict(help="measure every precision (and on CUDA compilation and graphs) side by side"))
     json: Path | None = field(default=None, metadata=dict(help="also write all numbers to this file"))
 
     def run(self, command: str) -> None:
@@ -359,12 +275,12 @@ class BenchCommand:
         check_ranges(self)
         if self.json:
             self.json.touch()                                   # a mistake in the path should show before the measuring
-        found = bench(self.config, self.repeats)
-        print(bench_table(found))
+        found = compare(self.config, self.repeats) if self.compare else bench(self.config, self.repeats)
+        print(compare_table(found) if self.compare else bench_table(found))
         if self.json:
             self.json.write_text(json.dumps({"command": command, **found}, indent=1) + "\n", encoding="utf8")
 
-# %% ../nbs/21_cli.ipynb #c031
+# %% ../nbs/21_cli.ipynb #c025
 def one_line(box: str) -> str:
     "A framed complaint of tyro's as one line: its first paragraph, then the options or commands it suggests."
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box).strip()
@@ -409,7 +325,7 @@ def parse(argv: Sequence[str]):
         return resumed(command, lambda base: read_options(argv, base))
     return command
 
-# %% ../nbs/21_cli.ipynb #c033
+# %% ../nbs/21_cli.ipynb #c027
 DISK = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "choose another folder", errno.EPERM: "choose another folder",
         errno.EROFS: "choose another folder", errno.ENOENT: "create its folder first", errno.ENOTDIR: "choose another folder", errno.EISDIR: "give the name of a file"}
 

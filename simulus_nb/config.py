@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from .accelerate import Precision
 from .agent import from_plain
 from .controller import ControllerConfig
 from .imagination import ControllerLossConfig
@@ -137,6 +138,9 @@ class Config:
     obs_kinds: dict[str, str] = field(default_factory=dict, metadata=dict(help="how to read an observation key, where not as inferred: image, vector, categorical, grid or drop"))
     seed: int = field(default=0, metadata=dict(help="seed of everything random", low=0, high=2**31 - 1))
     device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=dict(help="where tensors live; auto: the best there is"))
+    precision: Precision = field(default="auto", metadata=dict(help="arithmetic of networks; auto: bfloat16 on CUDA, float32 elsewhere"))
+    compile: bool = field(default=False, metadata=dict(help="compile the networks with torch.compile"))
+    graphs: bool = field(default=False, metadata=dict(help="replay every update as one CUDA graph"))
     threads: int = field(default=0, metadata=dict(help="CPU threads of PyTorch (0: its own choice)", low=0))
     epochs: int = field(default=600, metadata=dict(help="epochs in all", low=1))
     save_every: int = field(default=25, metadata=dict(help="epochs between checkpoints", low=1))

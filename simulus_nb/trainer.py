@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
+from .accelerate import GraphedStep, compile_parts, pick_precision, use_precision
 from .agent import Agent
 from .checkpoint import flatten_optimizer, load_checkpoint, load_module, restore_optimizer, rng_state, save_checkpoint, set_rng_state
 from .config import Config
@@ -57,7 +59,8 @@ def adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam
     matrices = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     groups = [dict(params=[p for p in params if id(p) in matrices], weight_decay=weight_decay),
               dict(params=[p for p in params if id(p) not in matrices], weight_decay=0.0)]
-    return torch.optim.AdamW(groups, lr=lr, fused=params[0].device.type in ("cpu", "cuda"))
+    where = params[0].device.type
+    return torch.optim.AdamW(groups, lr=lr, fused=where in ("cpu", "cuda"), capturable=where == "cuda")     # capturable: may become part of a graph
 
 
 def update(module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> Tensor:
@@ -83,28 +86,50 @@ class Learner:
         if self.perceptual is not None:
             self.perceptual.to(agent.device)
         self.scale = ReturnScale(c.scale_window, batch=c.batch * (c.horizon - 1)).to(agent.device)
+        self.arithmetic = use_precision(pick_precision(config.precision, agent.device), agent.device)
+        self.steps = {"v": self._v, "m": self._m, "c": partial(self._c, actor=True), "critic": partial(self._c, actor=False)}
+        if config.compile:
+            parts = [m for vqvae in agent.tokenizer.images().values() for m in (vqvae.encoder, vqvae.decoder)]
+            compile_parts([*parts, self.perceptual, agent.world_model, *(e for t in agent.controller.trunks for e in t.encoders)], agent.device)
+        if config.graphs:
+            if agent.device.type != "cuda":
+                raise UserError(f"--graphs records CUDA graphs, and this run is on {agent.device.type}: leave the option out")
+            self.steps = {name: GraphedStep(step, [generator]) for name, step in self.steps.items()}
 
     def v_step(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
         "One update of V on raw observations {key: (B, ...)}."
+        return self.steps["v"](frames)
+
+    def m_step(self, s: Segment) -> dict[str, Tensor]:
+        "One update of M on the tokens of real segments."
+        return self.steps["m"](vars(s))
+
+    def c_step(self, context: Segment, actor: bool = True) -> dict[str, Tensor]:
+        "One update of C on dreams that begin at the end of real contexts; the contexts' rewards are not read, Eq. (20.6)."
+        return self.steps["c" if actor else "critic"](vars(context))
+
+    def _v(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
         tokenizer = self.agent.tokenizer.train()
-        loss, metrics = tokenizer.loss(frames, self.perceptual)
+        with self.arithmetic():
+            loss, metrics = tokenizer.loss(frames, self.perceptual)
         norm = update(tokenizer, self.optimizers["v"], loss, self.config.train_v.clip)
         tokenizer.eval()
         return {**metrics, "grad_norm": norm}
 
-    def m_step(self, s: Segment) -> dict[str, Tensor]:
-        "One update of M on the tokens of real segments."
-        model = self.agent.world_model.train()
-        loss, metrics = world_model_loss(model, s.z, s.action, s.reward, s.done, s.mask, self.config.train_m.context)
+    def _m(self, segment: dict[str, Tensor]) -> dict[str, Tensor]:
+        s, model = Segment(**segment), self.agent.world_model.train()
+        with self.arithmetic():
+            loss, metrics = world_model_loss(model, s.z, s.action, s.reward, s.done, s.mask, self.config.train_m.context)
         norm = update(model, self.optimizers["m"], loss, self.config.train_m.clip)
         model.eval()
         return {**metrics, "grad_norm": norm}
 
-    def c_step(self, context: Segment, actor: bool = True) -> dict[str, Tensor]:
-        "One update of C on dreams that begin at the end of real contexts; the contexts' rewards are not read, Eq. (20.6)."
+    def _c(self, context: dict[str, Tensor], actor: bool) -> dict[str, Tensor]:
         c, agent = self.config.train_c, self.agent
-        dream = imagine(agent.world_model, agent.controller, context, c.horizon, self.generator)
-        loss, metrics = controller_loss(agent.controller, dream, self.scale, c.loss, actor)
+        with self.arithmetic():
+            dream = imagine(agent.world_model, agent.controller, Segment(**context), c.horizon, self.generator)
+        with self.arithmetic():                                 # a context of its own: see chapter 29
+            loss, metrics = controller_loss(agent.controller, dream, self.scale, c.loss, actor)
         return {**metrics, "grad_norm": update(agent.controller, self.optimizers["c"], loss, c.clip)}
 
 # %% ../nbs/20_trainer.ipynb #c014
@@ -239,7 +264,8 @@ class Stages(RunState):
 
     def collect(self) -> dict[str, float]:
         "Play on with the current C and keep what happened: Eq. (20.1)."
-        streams, episodes = self.collector.collect(self.policy, self.config.collect.steps)
+        with self.learner.arithmetic():
+            streams, episodes = self.collector.collect(self.policy, self.config.collect.steps)
         for env, rows in enumerate(streams):
             self.replay.extend(env, rows)                       # Eq. (20.1)
         self.env_steps += sum(int((~rows.last).sum()) for rows in streams)
@@ -253,8 +279,9 @@ class Stages(RunState):
 
     def tokenise(self, batch: int = 512) -> None:
         "Give every stored observation its tokens, once: Eq. (20.7)."
-        for index in self.replay.filled().split(batch):         # Eq. (20.7)
-            self.replay.set_tokens(index, self.agent.tokenizer.encode(self.replay.gather_obs(index)))
+        with self.learner.arithmetic():
+            for index in self.replay.filled().split(batch):     # Eq. (20.7)
+                self.replay.set_tokens(index, self.agent.tokenizer.encode(self.replay.gather_obs(index)))
 
     def learn_m(self, updates: int) -> dict[str, float]:
         "Update M on segments of tokens: Eq. (20.2)."
@@ -295,7 +322,8 @@ class Epochs(Stages):
     def evaluate(self, episodes: int | None = None) -> Evaluation:
         "Play evaluation episodes with the current agent. Training's random streams are not touched."
         e, make = self.config.evaluation, env_maker(self.config, training=False)
-        return evaluate(self.agent, [make] * e.num_envs, episodes or e.episodes, e.temperature, seed=self.config.seed + 10_000)
+        with self.learner.arithmetic():
+            return evaluate(self.agent, [make] * e.num_envs, episodes or e.episodes, e.temperature, seed=self.config.seed + 10_000)
 
 # %% ../nbs/20_trainer.ipynb #c038
 class Checkpoints(Epochs):

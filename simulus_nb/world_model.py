@@ -129,7 +129,7 @@ class WorldModel(nn.Module):
 
     def remember(self, z: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
         "State S_T after a context (B, T, ·), predicting nothing."
-        return pop(self.retnet, self.embed(z, action), self.xu, None, mask, first=z.shape[1] + 1)[1]
+        return self(z, action, mask=mask, first=z.shape[1] + 1)[1]
 
 # %% ../nbs/11_world_model.ipynb #c026
 def observation_loss(

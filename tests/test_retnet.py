@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from simulus_nb.retnet import (RetNet, RetNetConfig, RetNetLayer, Tables, head_decays, init_weights, make_tables, merge_heads,
-                               reframe, rotate, rotation, to_heads)
+from simulus_nb.retnet import (RetNet, RetNetConfig, RetNetLayer, Tables, dropout, head_decays, init_weights, make_tables, merge_heads,
+                               reframe, rotate, rotate_reference, rotation, to_heads)
 from simulus_nb.retention import retention_parallel, retention_recurrent
 from simulus_nb.spaces import UserError
 
@@ -75,7 +75,7 @@ def test_against_yet_another_retnet(mode):
     net = network(layers=1, heads=heads, d_k=d_k, block=block)
     net.decay = ref._build_decay_gammas(num_heads=heads, dtype=F64)
     layer, d = net.layers[0], heads * d_k
-    layer.ffn[2].weight.zero_(); layer.ffn[2].bias.zero_()                                  # leaves x + MSR(LN(x))
+    layer.down.weight.zero_(); layer.down.bias.zero_()                                  # leaves x + MSR(LN(x))
     theirs = ref.MultiScaleRetention(d, heads, bias=False, dtype=F64)
     perm = torch.stack([torch.arange(d_k // 2), torch.arange(d_k // 2) + d_k // 2], 1).flatten()
     wq, wk, wv, wg = layer.qkvg.weight.chunk(4)
@@ -171,7 +171,7 @@ def test_parameters_and_initialisation():
     init_weights(net)
     assert isinstance(net.layers[0], RetNetLayer)
     assert net.layers[2].qkvg.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    for w in (net.layers[2].out.weight, net.layers[2].ffn[2].weight): assert w.std().item() == pytest.approx(0.02 / 10 ** 0.5, rel=0.05)
+    for w in (net.layers[2].out.weight, net.layers[2].down.weight): assert w.std().item() == pytest.approx(0.02 / 10 ** 0.5, rel=0.05)
     assert set(net.state_dict()) == {n for n, _ in net.named_parameters()}                  # constants are no weights
 
 
@@ -236,3 +236,40 @@ def test_gpu_agrees_with_cpu():
     y, s = net.cuda()(x.cuda())
     assert net.decay.device.type == "cpu"
     same(y.cpu(), Y); same(s.cpu(), S)
+
+
+@settings(deadline=None, max_examples=20)
+@given(lead=st.lists(st.integers(1, 3), max_size=3), n=st.integers(1, 5), d_k=st.sampled_from([2, 6, 8]), scaled=st.booleans(), seed=st.integers(0, 10**6))
+def test_rotate_is_its_reference(lead, n, d_k, scaled, seed):
+    "Values, gradients and gradients of gradients; whatever the strides."
+    torch.manual_seed(seed)
+    x = torch.randn(*lead, d_k, n, dtype=F64).mT.requires_grad_()                           # not contiguous
+    cos, sin = rotation(torch.randint(-500, 500, (n,)), d_k)
+    if scaled: cos, sin = cos / 3, sin / 3                                                  # keys carry 1/sqrt(d_k)
+    outs = [f(x, cos, sin) for f in (rotate, rotate_reference)]
+    same(*outs, 1e-14)
+    g = torch.randn_like(outs[0])
+    same(*(torch.autograd.grad(y, x, g)[0] for y in outs), 1e-14)
+    assert torch.autograd.gradgradcheck(lambda x: rotate(x, cos, sin) ** 2, x)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (1001, 999)])
+def test_dropout(p, shape):
+    x = torch.randn(shape, dtype=F64, requires_grad=True)
+    y = dropout(x, p)
+    kept = y != 0
+    assert torch.allclose(y[kept], x[kept] / (1 - p), atol=1e-12)
+    y.sum().backward()
+    assert torch.equal(x.grad != 0, kept)                                                   # what was dropped learns nothing
+    if x.numel() > 10**5: assert abs(kept.double().mean() - (1 - round(65536 * p) / 65536)) < 5 * (p * (1 - p) / x.numel()) ** 0.5
+    assert dropout(x, 0.0) is x
+
+
+def test_in_place_activation_only_without_gradients():
+    net = network()
+    x = torch.randn(2, 2, 3, 8, dtype=F64)
+    y, s = net(x)
+    with torch.no_grad(): z, t = net(x)
+    assert torch.equal(y, z) and torch.equal(s, t)
+    y.sum().backward()
