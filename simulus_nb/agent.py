@@ -170,8 +170,11 @@ class Agent(Components):
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Agent":
         "The agent of a checkpoint folder or of a run folder, ready to act: Eq. (15.7)."
         tensors, meta = read_agent(folder, device)
-        configs = {part: from_plain(config, meta["config"][part], part) for part, config in PARTS.items()}
-        agent = cls(ObsSpec.from_json(meta["obs_spec"]), ActionSpec.from_json(meta["action_spec"]), **configs)
+        try:
+            configs = {part: from_plain(config, meta["config"][part], part) for part, config in PARTS.items()}
+            agent = cls(ObsSpec.from_json(meta["obs_spec"]), ActionSpec.from_json(meta["action_spec"]), **configs)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as e:      # a description that describes nothing
+            raise e if isinstance(e, UserError) else UserError(f"the agent in {folder} cannot be built ({type(e).__name__}: {e})") from None
         load_module(agent, tensors, "agent")                 # Eq. (15.7)
         return agent.to(device).eval()
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['registry', 'PRESET_HELP', 'Device', 'Run', 'COMMANDS', 'DISK', 'json_object', 'starting_point', 'announce',
-           'how_to_resume', 'score_text', 'summary', 'TrainCommand', 'set_epochs', 'resumed', 'CannotDraw', 'Recorder',
-           'film_episode', 'EvaluateCommand', 'load_replay', 'DreamCommand', 'BenchCommand', 'one_line', 'read_options',
-           'parse', 'main']
+           'how_to_resume', 'score_text', 'summary', 'TrainCommand', 'set_epochs', 'says_what', 'resumed', 'CannotDraw',
+           'Recorder', 'film_episode', 'EvaluateCommand', 'load_replay', 'DreamCommand', 'BenchCommand', 'one_line',
+           'read_options', 'parse', 'main']
 
 # %% ../nbs/21_cli.ipynb #c002
 import argparse
@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,14 +32,14 @@ import tyro
 
 from .agent import Agent
 from .bench import bench, bench_table, compare, compare_table
-from .checkpoint import load_checkpoint
+from .checkpoint import CheckpointWarning, has_saves, is_whole, load_checkpoint
 from .config import PRESETS, Config, check_ranges, cost, differences, preset, preset_for
 from .dream import dream_media
 from .envs import make_env
 from .evaluate import Evaluation, evaluate, human_normalised
 from .replay import ReplayBuffer
 from .spaces import UserError
-from .trainer import RunFolder, Trainer, default_folder, env_maker, make_replay, pick_device
+from .trainer import RunFolder, Signals, Stopped, Trainer, default_folder, env_maker, fill_replay, make_replay, pick_device
 
 # %% ../nbs/21_cli.ipynb #c005
 registry = tyro.constructors.ConstructorRegistry()
@@ -70,15 +71,14 @@ def announce(trainer: Trainer) -> str:
     "What is about to happen, on one line."
     c = cost(trainer.config)
     parts = [f"{c[name]:,} of {name.upper()}" for name in "vmc" if name in trainer.learner.optimizers]      # without pictures V has nothing to learn
+    done = f" ({trainer.epoch} epochs are done)" if trainer.epoch else ""
     return (f"{trainer.config.env} on {trainer.device}, {trainer.config.epochs} epochs: {c['env_steps']:,} environment steps, "
-            f"updates: {', '.join(parts)}; everything goes to {trainer.folder.path}")
+            f"updates: {', '.join(parts)}; everything goes to {trainer.folder.path}{done}")
 
-def how_to_resume(trainer: Trainer) -> str:
+def how_to_resume(folder: RunFolder) -> str:
     "What to do after an interruption."
-    path = shlex.quote(str(trainer.folder.path))
-    if (trainer.folder.checkpoint / "LATEST").exists():
-        return f"continue from the last checkpoint with: simulus-nb train --resume --out {path}"
-    return f"nothing was saved yet (see --save-every): remove {path} to start again"
+    where = "continue from the last checkpoint with" if has_saves(folder.checkpoint) else "nothing was saved yet (see --save-every); begin again with"
+    return f"{where}: simulus-nb train --resume --out {shlex.quote(str(folder.path))}"
 
 # %% ../nbs/21_cli.ipynb #c012
 def score_text(env: str, result: Evaluation) -> str:
@@ -89,12 +89,11 @@ def score_text(env: str, result: Evaluation) -> str:
     except UserError:                                           # a game without reference scores
         return text
 
-def summary(trainer: Trainer) -> str:
+def summary(folder: RunFolder, env: str, result: Evaluation) -> str:
     "Result and whereabouts of a finished run."
-    f = trainer.folder
-    places = {"curves": f.media / "curves.png", "dream": f.media / "dream.mp4", "metrics": f.metrics, "checkpoint": f.checkpoint}
+    places = {"curves": folder.media / "curves.png", "dream": folder.media / "dream.mp4", "metrics": folder.metrics, "checkpoint": folder.checkpoint}
     lines = [f"{name:<12}{path}" for name, path in places.items() if path.exists()]
-    return "\n".join([f"{'evaluation':<12}{score_text(trainer.config.env, trainer.result)}", *lines])
+    return "\n".join([f"{'evaluation':<12}{score_text(env, result)}", *lines])
 
 # %% ../nbs/21_cli.ipynb #c013
 PRESET_HELP = "settings to start from; without it the ones made for --env, or small ones"
@@ -105,7 +104,7 @@ class TrainCommand:
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Literal[tuple(PRESETS)] | None = field(default=None, metadata=dict(help=PRESET_HELP))
     out: Path | None = field(default=None, metadata=dict(help="run folder; without it runs/<env>-seed<seed>"))
-    resume: bool = field(default=False, metadata=dict(help="continue the run in that folder with its own settings; only --epochs may differ"))
+    resume: bool = field(default=False, metadata=dict(help="continue the run in that folder with its own settings, of which only --epochs may differ; begin it if there is none"))
 
     @property
     def folder(self) -> Path:
@@ -114,15 +113,19 @@ class TrainCommand:
 
     def run(self, command: str) -> None:
         "Train, evaluate and say where everything is."
-        trainer = Trainer(self.config, self.folder, resume=self.resume, progress=sys.stderr.isatty(), command=command)
-        if self.resume:
-            set_epochs(trainer, self.config.epochs)
-        print(announce(trainer), flush=True)
+        folder, env = RunFolder(self.folder), self.config.env
+        result = folder.result(self.config.epochs) if self.resume and is_whole(folder.checkpoint) else None
         try:
-            trainer.train()
+            if result is None:
+                trainer = Trainer(self.config, folder.path, resume=self.resume, progress=sys.stderr.isatty(), command=command)
+                set_epochs(trainer, self.config.epochs)
+                print(announce(trainer), flush=True)
+                result = trainer.train().result
+            print(summary(folder, env, result))
+        except Stopped:
+            print(f"stopped; {how_to_resume(folder)}")
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(how_to_resume(trainer)) from None
-        print(summary(trainer))
+            raise KeyboardInterrupt(how_to_resume(folder)) from None
 
 # %% ../nbs/21_cli.ipynb #c015
 def set_epochs(trainer: Trainer, epochs: int) -> None:
@@ -132,6 +135,10 @@ def set_epochs(trainer: Trainer, epochs: int) -> None:
     if epochs != trainer.config.epochs:
         trainer.config = replace(trainer.config, epochs=epochs)
         trainer.folder.write(trainer.folder.config, trainer.config.to_json())
+
+def says_what(argv: Sequence[str]) -> bool:
+    "Whether a command says what to train, besides where, how long and that it should go on."
+    return any(word.startswith("--") and word.split("=")[0] not in ("--resume", "--out", "--epochs") for word in argv)
 
 def resumed(
     command: TrainCommand,                      # as read with the defaults of its preset
@@ -239,7 +246,7 @@ class EvaluateCommand:
 def load_replay(folder: RunFolder, config: Config, agent: Agent) -> ReplayBuffer:
     "The replay buffer in a run's checkpoint."
     replay = make_replay(config, agent)
-    replay.load_state_dict(load_checkpoint(folder.checkpoint, ("replay",), str(agent.device)).tensors["replay"])
+    load_checkpoint(folder.checkpoint, ("replay",), use=lambda found: fill_replay(replay, agent, found.tensors["replay"]))
     return replay
 
 @dataclass(frozen=True)
@@ -321,12 +328,12 @@ COMMANDS = ("train", "evaluate", "dream", "bench")
 def parse(argv: Sequence[str]):
     "The command that `argv` asks for, with the settings of its run where it resumes one."
     command = read_options(argv, starting_point(argv))
-    if isinstance(command, TrainCommand) and command.resume:
+    if isinstance(command, TrainCommand) and command.resume and (RunFolder(command.folder).config.exists() or not says_what(argv)):
         return resumed(command, lambda base: read_options(argv, base))
     return command
 
 # %% ../nbs/21_cli.ipynb #c027
-DISK = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "choose another folder", errno.EPERM: "choose another folder",
+DISK = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise the limit of a file's size", errno.EACCES: "choose another folder", errno.EPERM: "choose another folder",
         errno.EROFS: "choose another folder", errno.ENOENT: "create its folder first", errno.ENOTDIR: "choose another folder", errno.EISDIR: "give the name of a file"}
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -336,10 +343,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"simulus-nb: {text}", file=sys.stderr)
         return code
     try:
-        try:
-            parse(argv).run("simulus-nb " + shlex.join(argv))
-        finally:
-            sys.stdout.flush()
+        with warnings.catch_warnings(), Signals() if argv[:1] == ["train"] else contextlib.nullcontext():      # from the start: building takes its time
+            usual = warnings.showwarning
+            warnings.simplefilter("always", CheckpointWarning)
+            warnings.showwarning = lambda text, kind, *where: complain(str(text), 0) if issubclass(kind, CheckpointWarning) else usual(text, kind, *where)
+            try:
+                parse(argv).run("simulus-nb " + shlex.join(argv))
+            finally:
+                sys.stdout.flush()
         return 0
     except SystemExit as e:                                     # --help
         return int(e.code or 0)

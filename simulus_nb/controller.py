@@ -183,9 +183,16 @@ class Controller(ActorCritic):
         _, state = self.read([trunk.encode(z)[:, None] for trunk in self.trunks], state)
         return *self.heads(state[0]), state                  # Eqs. (13.2), (13.3)
 
-    def decide(self, z: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:     # (B, S), (1, B, width) -> (B, K_a, N_a)
-        "`step` without the critic, for `state` of the actor's trunk alone (see `actor_state`): Eq. (13.9)."
-        _, state = self.read([self.trunks[0].encode(z)[:, None]], state)
+    def decide(
+        self,
+        z: Tensor,                                           # (B, S) tokens of the current observation
+        state: LSTMState,                                    # of the actor's trunk alone (see `actor_state`)
+        action: Tensor | None = None,                        # (B, K_a) a_{t-1}, if `state` has not read it yet
+    ) -> tuple[Tensor, LSTMState]:                           # actor logits (B, K_a, N_a), state after z_t
+        "`step` without the critic, `act` before it where wanted, in one call of the LSTM: Eqs. (13.10), (13.9)."
+        actor = self.trunks[0]
+        x = [actor.encode(z)] if action is None else [actor.actions(action), actor.encode(z)]
+        _, state = self.read([torch.stack(x, 1)], state)     # Eqs. (13.10), (13.9)
         return self.policy(state[0][0]), state               # Eq. (13.2)
 
     def act(self, action: Tensor, state: LSTMState) -> LSTMState:

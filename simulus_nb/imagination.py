@@ -71,11 +71,10 @@ def imagine(
     memory = world_model.remember(context.z[:, :-1], context.action[:, :-1], before)
     start = controller.remember(context.z[:, :-1], context.action[:, :-1], before)
     state = actor_state(start)                                                  # values are asked for later, all at once
-    z, alive, steps = context.z[:, -1], torch.ones(len(context.z), device=context.z.device), []
+    z, action, alive, steps = context.z[:, -1], None, torch.ones(len(context.z), device=context.z.device), []
     for _ in range(horizon - 1):
-        logits, state = controller.decide(z, state)
+        logits, state = controller.decide(z, state, action)                     # reads a_{t-1} and z_t
         action = sample_categorical(logits, generator)                          # Eq. (14.2), a_t ~ π
-        state = controller.act(action, state)
         after, reward, done, memory = dream_step(world_model, z, action, memory, generator)                    # Eq. (14.2), M(τ_t)
         steps.append((z, action, reward, done.float(), alive))
         z, alive = after, alive * (1 - done.float())                            # Eq. (14.6)

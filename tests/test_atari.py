@@ -1,6 +1,8 @@
 """The whole Atari path at the smallest size: a run on Boxing, its folder, and what resuming does to it."""
 import json
 import math
+import signal
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,10 @@ import pytest
 import torch
 
 from simulus_nb.agent import Agent
+from simulus_nb.checkpoint import CheckpointWarning
 from simulus_nb.config import Config, cost, preset
 from simulus_nb.envs import make_env
-from simulus_nb.trainer import RunFolder, Trainer, env_maker
+from simulus_nb.trainer import RunFolder, Stopped, Trainer, env_maker
 
 TINY = {"env": "ALE/Boxing-v5", "env_options": {"max_num_frames_per_episode": 400}, "device": "cpu", "threads": 1, "epochs": 2, "save_every": 1,
         "collect.steps": 40, "collect.epochs": 1, "train_v.steps": 2, "train_v.batch": 4, "train_m.steps": 2, "train_m.batch": 2,
@@ -80,6 +83,16 @@ def test_replay_holds_what_was_played(finished):
     assert tokens.shape == (len(rewards), 16) and torch.equal(tokens, seen)     # V has not moved since the last round of tokens
 
 
+def test_an_evaluation_game_is_truncated_after_108000_frames_and_not_before():
+    env = make_env("ALE/Breakout-v5", training=False)                   # a game of Breakout does not begin until a button is pressed
+    env.reset(seed=0)
+    while env.ale.getEpisodeFrameNumber() < 108_000 - 8:
+        env.ale.act(env.buttons[0])
+    assert env.step(0)[2:4] == (False, False)
+    _, _, terminated, truncated, info = env.step(0)
+    assert (terminated, truncated, env.ale.getEpisodeFrameNumber()) == (False, True, 108_000) and info["lives"] == 5 and info["episode_return"] == 0
+
+
 def test_checkpoint_is_an_agent_that_plays(finished):
     agent, env = Agent.load(finished.folder.path), make_env("ALE/Boxing-v5", training=False)
     for name, x in finished.agent.state_dict().items():
@@ -114,4 +127,21 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(finished, tmp_path):
         with open(second.folder.metrics, "a") as f:
             f.write(json.dumps(second.run_epoch()) + "\n")
     assert records(tmp_path / "cut") == records(finished.folder.path)
+    assert all(torch.equal(x, second.agent.state_dict()[name]) for name, x in finished.agent.state_dict().items())
+
+
+def test_a_game_stopped_in_the_middle_goes_on(finished, tmp_path):
+    "Ctrl-C while M learns: the game's actions are played again, and the run ends like the one that nobody stopped."
+    first = Trainer(tiny(), tmp_path / "cut", progress=False, command="test")
+    m_step = first.learner.m_step
+    first.learner.m_step = lambda batch: signal.raise_signal(signal.SIGINT) or m_step(batch)
+    with pytest.raises(Stopped):
+        first.train()
+    assert first.cursor.stage == "m" and len(first.cursor.values) == 1 and sum(map(len, first.played)) == 40
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CheckpointWarning)
+        second = Trainer(None, tmp_path / "cut", resume=True, progress=False, command="test")
+    assert np.array_equal(second.collector.obs["obs"], first.collector.obs["obs"])
+    second.train()
+    assert records(tmp_path / "cut") == records(finished.folder.path) and second.result == finished.result
     assert all(torch.equal(x, second.agent.state_dict()[name]) for name, x in finished.agent.state_dict().items())

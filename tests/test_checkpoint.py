@@ -5,6 +5,7 @@ import random
 import shutil
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from simulus_nb import checkpoint as cp
-from simulus_nb.checkpoint import (DamagedError, flatten_optimizer, load_checkpoint, load_module, manifest_digest, plain_tensors,
-                                   read_manifest, restore_optimizer, rng_state, save_checkpoint, set_rng_state)
+from simulus_nb.checkpoint import (ROWS, CheckpointWarning, DamagedError, flatten_optimizer, has_saves, is_whole, load_checkpoint, load_module, manifest_digest,
+                                   pack_rows, plain_tensors, read_manifest, restore_optimizer, rng_state, save_checkpoint, set_rng_state, unpack_rows, write_atomic)
 from simulus_nb.spaces import UserError
 
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -102,6 +103,75 @@ def test_keeps_two_and_cleans_up(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("save-*")) == ["save-00000005", "save-00000007"]
 
 
+def test_the_save_to_keep_can_be_named(tmp_path):
+    first, second = two_saves(tmp_path)
+    (second / "net.safetensors").write_bytes(b"")
+    with pytest.warns(CheckpointWarning):
+        assert load_checkpoint(tmp_path).path == first
+    third = save_checkpoint(tmp_path, {}, {}, keep=first)
+    assert sorted(tmp_path.glob("save-*")) == [first, third]
+
+
+def test_a_caller_can_refuse_what_it_read(tmp_path):
+    first, second = two_saves(tmp_path)
+    def use(found):
+        if found.meta["epoch"] == 2:
+            raise DamagedError("too new for me")
+    with pytest.warns(CheckpointWarning, match="too new for me"):
+        assert load_checkpoint(tmp_path, use=use).path == first
+
+
+def test_large_numbers(tmp_path):
+    (tmp_path / "save-99999999").mkdir()                                               # the next one has nine digits
+    assert save_checkpoint(tmp_path, {}, {"a": 1}).name == "save-100000000" and load_checkpoint(tmp_path).meta == {"a": 1}
+
+
+def test_is_whole(tmp_path):
+    assert not is_whole(tmp_path) and not has_saves(tmp_path)
+    _, second = two_saves(tmp_path)
+    assert is_whole(tmp_path) and has_saves(tmp_path)
+    (second / "replay.safetensors").write_bytes(b"")
+    assert not is_whole(tmp_path) and has_saves(tmp_path)
+
+
+def test_write_atomic(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "a.json", "old")
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", failing(os, "fsync", 1, OSError(28, "No space left on device")))
+        with pytest.raises(OSError):
+            write_atomic(tmp_path / "a.json", "new")
+    assert (tmp_path / "a.json").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 3 * ROWS), st.sampled_from(DTYPES), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(0, 99))
+def test_packed_rows_come_back(n, dtype, shape, seed):
+    table = random_bits([n + 1, *shape], dtype, seed)
+    index = torch.randperm(n + 1)[:n]
+    before, packed = table.clone(), pack_rows(table, index)
+    back = list(unpack_rows(packed, n, table))
+    assert same(torch.cat(back) if back else table[:0], table[index]) and same(table, before)
+    assert all(t.ndim == 1 and t.is_contiguous() for t in packed.values()) and len(packed["ends"]) == -(-n // ROWS)
+
+
+def test_still_pictures_cost_nothing():
+    packed = pack_rows(torch.randint(256, (1, 64, 64, 3), dtype=torch.uint8).expand(ROWS, -1, -1, -1), torch.arange(ROWS))
+    assert packed["bytes"].nbytes < 64 * 64 * 3 * 2                                    # one picture, and a line per 32 KB of zeros
+
+
+def test_packed_rows_of_another_size_are_damage():
+    table = torch.randint(256, (300, 100), dtype=torch.uint8)
+    good = pack_rows(table, torch.arange(300))
+    swap = lambda **change: {**good, **change}
+    bomb = torch.tensor(list(zlib.compress(bytes(50_000_000))), dtype=torch.uint8)
+    wrong = [(good, 299), (good, 301), (good, 0), (swap(ends=good["ends"].flip(0)), 300), (swap(ends=good["ends"][:2]), 300), (swap(ends=good["ends"] + 2**40), 300),
+             (swap(ends=-good["ends"]), 300), (swap(bytes=good["bytes"][:-1]), 300), (swap(bytes=good["bytes"].flip(0)), 300), (swap(bytes=good["bytes"].float()), 300),
+             ({"bytes": bomb, "ends": torch.tensor([len(bomb)] * 3)}, 300), ({"bytes": torch.cat([bomb, bomb, bomb]), "ends": torch.tensor([1, 2, 3]) * len(bomb)}, 300)]
+    for packed, n in wrong:
+        with pytest.raises(DamagedError, match="packed rows"):
+            list(unpack_rows(packed, n, table))
+
+
 # ---------------------------------------------------------------- damage
 
 def two_saves(folder):
@@ -182,12 +252,10 @@ def test_forged_manifests(tmp_path):
     def no_digest(m): del m["files"]["net.safetensors"]["sha256"]
     def old(m): m["format"] = 0
     def escape(m): m["files"]["../../secret.safetensors"] = m["files"].pop("net.safetensors")
-    for change in (drop_meta, no_table, no_entry, no_digest, old):
+    for change in (drop_meta, no_table, no_entry, no_digest, old, escape):
         (path / "manifest.json").write_text(original); forge(path, change)
         with pytest.raises(DamagedError, match=r"\.json|net\.safetensors"):
             load_checkpoint(tmp_path)
-    (path / "manifest.json").write_text(original); forge(path, escape)
-    assert load_checkpoint(tmp_path).tensors == {}                                     # nothing outside the folder is opened
     (path / "manifest.json").write_text(original)
     (path / "net.safetensors").write_bytes(b"not a tensor file at all")                # digests right, contents nonsense
     def reseal(m): m["files"]["net.safetensors"] = {"size": 24, "sha256": cp.file_digest(path / "net.safetensors")}
@@ -342,6 +410,15 @@ def test_fresh_optimizer_and_misfits():
     tensors, meta = flatten_optimizer(optimizer)
     with pytest.raises(UserError, match="other parameter groups"):
         restore_optimizer(make_run("groups", 0)[1], tensors, meta)
+    for change, words in [(lambda m: m["param_groups"][0].update(lr="fast"), "lr = 'fast'"), (lambda m: m["param_groups"][0].update(betas=0.9), "betas = 0.9"),
+                          (lambda m: m["param_groups"][0].update(speed=1), "speed = 1")]:
+        forged = json.loads(json.dumps(meta))
+        change(forged)
+        with pytest.raises(UserError, match=words):
+            restore_optimizer(make_run("adamw", 1)[1], tensors, forged)
+    for forged in ({k: v for k, v in tensors.items() if k != "0.exp_avg"}, tensors | {"0.exp_avg": torch.ones(())}, tensors | {"0.step": torch.ones((), dtype=torch.int64)}):
+        with pytest.raises(UserError, match="does not fit"):
+            restore_optimizer(make_run("adamw", 1)[1], forged, meta)
     wide = torch.optim.AdamW(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 1)).parameters())
     with pytest.raises(UserError, match=r"0.exp_avg is \(7, 5\), its parameter \(8, 5\)"):
         restore_optimizer(wide, tensors, meta)
@@ -349,10 +426,13 @@ def test_fresh_optimizer_and_misfits():
 
 def test_rng_state_covers_both():
     state = rng_state()
-    a = torch.randn(5), random.random()
+    a = torch.randn(5), random.random(), np.random.normal()
     set_rng_state(state)
-    b = torch.randn(5), random.random()
-    assert torch.equal(a[0], b[0]) and a[1] == b[1] and all(isinstance(v, torch.Tensor) for v in state.values())
+    b = torch.randn(5), random.random(), np.random.normal()
+    assert torch.equal(a[0], b[0]) and a[1:] == b[1:] and all(isinstance(v, torch.Tensor) for v in state.values())
+    for name, wrong in {"torch": state["torch"][:9], "numpy": state["numpy"].double(), "python": state["python"][None]}.items():
+        with pytest.raises(UserError, match=f"random numbers do not fit: {name}"):
+            set_rng_state(state | {name: wrong})
 
 
 @pytest.mark.gpu

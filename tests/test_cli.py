@@ -187,7 +187,26 @@ def test_resume_repeats_or_refuses_settings(run, quick, capsys):
     assert same.config == parse(["train", "--preset", "catch", "--out", str(run), "--resume", *TINY]).config == RunFolder(run).read_config()
 
 
-@pytest.mark.parametrize("save_every,words", [(1, "continue from the last checkpoint with: simulus-nb train --resume --out 'my run'"), (9, "remove 'my run' to start again")])
+def test_resume_begins_a_run_where_there_is_none(quick, capsys):
+    "So that one line in a job script begins, continues and ends a run; a line that does not say what to train is a mistake."
+    line = ["train", "--resume", "--out", "r", "--epochs", "1", *TINY]
+    assert main(line) == 0 and len(metrics("r")) == 1
+    for unsaid in (["--resume"], ["--resume", "--epochs", "2"]):
+        assert main(["train", *unsaid, "--out", "other"]) == 2 and not Path("other").exists()
+        assert "other holds no run" in capsys.readouterr().err
+    before = metrics("r")
+    assert main(line) == 0 and metrics("r") == before
+
+
+def test_settings_without_a_checkpoint_begin_again(run, quick):
+    Path("r").mkdir()
+    Path("r/config.json").write_text((run / "config.json").read_text())
+    Path("r/metrics.jsonl").write_text((run / "metrics.jsonl").read_text().splitlines(keepends=True)[0])    # killed after its first epoch, before the first save
+    assert main(["train", "--resume", "--out", "r"]) == 0
+    assert metrics("r") == metrics(run)
+
+
+@pytest.mark.parametrize("save_every,words", [(1, "continue from the last checkpoint with: simulus-nb train --resume --out 'my run'"), (9, "nothing was saved yet (see --save-every); begin again with: simulus-nb train --resume --out 'my run'")])
 def test_interruption(save_every, words, monkeypatch, capsys, quick):
     learn = Trainer.learn_c
     def stop(self, updates):
@@ -396,7 +415,8 @@ def test_damaged_run(run, capsys):
         Path(name).mkdir()
         Path(name, "config.json").write_text(text)
         fails(["evaluate", name], words, capsys)
-        fails(["train", "--resume", "--out", name], words, capsys)
+        if name != "none":                                                  # that one was stopped before its first checkpoint
+            fails(["train", "--resume", "--out", name], words, capsys)
     bad = Path("bad/checkpoint/save-00000001")
     bad.mkdir(parents=True)
     (bad / "manifest.json").write_text("{")
