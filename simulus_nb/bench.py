@@ -80,9 +80,9 @@ class Products(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         count = flop_registry.get(func._overloadpacket)
-        if count is not None and not kwargs:
-            self.flops += count(*args, out_val=out)
-            like = tree_map_only(Tensor, lambda x: ("tensor", tuple(x.shape), x.stride(), x.dtype, x.device), args)
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
+            like = tree_map_only(Tensor, lambda x: ("tensor", tuple(x.shape), x.stride(), x.dtype, x.device), (args, kwargs))
             self.calls[(func, repr(like))] = (self.calls.get((func, repr(like)), (0,))[0] + 1, like)
         return out
 
@@ -91,12 +91,13 @@ class Products(TorchDispatchMode):
         def make(x):
             if type(x) is tuple and x[:1] == ("tensor",):
                 return torch.empty_strided(x[1], x[2], dtype=x[3], device=x[4]).normal_()
+            if isinstance(x, dict): return {name: make(y) for name, y in x.items()}
             return type(x)(make(y) for y in x) if isinstance(x, (list, tuple)) else x
         seconds = 0.0
         for (func, _), (n, like) in self.calls.items():
-            args = make(like)
+            args, kwargs = make(like)
             device = next(x.device for x in args if isinstance(x, Tensor))
-            seconds += n * clock(lambda: func(*args), repeats, device, ignored=1)       # Eq. (30.4)
+            seconds += n * clock(lambda: func(*args, **kwargs), repeats, device, ignored=1)     # Eq. (30.4)
         return seconds
 
 # %% ../nbs/30_performance.ipynb #c014

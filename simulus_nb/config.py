@@ -200,24 +200,24 @@ def overlay(tree: dict, values: dict[str, Any]) -> dict:
 def catch() -> Config:
     "The default world: Catch from pixels, minutes on a CPU."
     return Config(
-        env="simulus/Catch-v0", epochs=38, save_every=10, threads=2,
-        tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=32, channels=8, stages=3, code_dim=64, vocab=64, commitment=0.25, perceptual="none")),
+        env="simulus/Catch-v0", epochs=24, save_every=8, threads=1,
+        tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=32, channels=8, stages=4, code_dim=64, vocab=128, commitment=0.25, perceptual="none")),
         world_model=WorldModelConfig(retnet=RetNetConfig(width=64, heads=2, layers=2, dropout=0.0, windows=(2.0, 8.0))),
         controller=ControllerConfig(width=96, channels=(32, 32), embedding=32, shared=False),
-        collect=CollectConfig(steps=120, epochs=38, epsilon=0.05, capacity=12_000),
-        train_v=VTraining(batch=32, steps=30, start=2, lr=2e-3),
-        train_m=MTraining(batch=24, segment=10, context=1, steps=40, start=6, lr=1e-3, weight_decay=0.01),
-        train_c=CTraining(batch=64, burn_in=4, horizon=10, steps=18, start=15, lr=2e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.05)),
-        evaluation=EvaluationConfig(episodes=100, temperature=0.5, num_envs=10, every=5, interim=50),
+        collect=CollectConfig(steps=120, epochs=24, epsilon=0.05, capacity=12_000),
+        train_v=VTraining(batch=32, steps=60, start=2, lr=2e-3),
+        train_m=MTraining(batch=24, segment=10, context=1, steps=60, start=4, lr=1e-3, weight_decay=0.01),
+        train_c=CTraining(batch=64, burn_in=4, horizon=10, steps=18, start=10, lr=2e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.05)),
+        evaluation=EvaluationConfig(episodes=100, temperature=0.5, num_envs=10, every=4, interim=50),
     )
 
 # %% ../nbs/16_config.ipynb #c026
 def small() -> Config:
     "Any world of vectors, categories, maps or small pictures: minutes on one CPU core."
     return catch().change({
-        "env": "CartPole-v1", "epochs": 60, "threads": 1, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
+        "env": "CartPole-v1", "epochs": 60, "save_every": 10, "tokenizer.image.stages": 3, "tokenizer.image.vocab": 64, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
         "controller.width": 128, "controller.value_limit": 7.0, "controller.value_mean": "raw",
-        "collect.steps": 150, "collect.epochs": 60, "collect.epsilon": 0.02, "collect.capacity": 50_000,
+        "collect.steps": 150, "collect.epochs": 60, "collect.num_envs": 1, "collect.epsilon": 0.02, "collect.capacity": 50_000, "train_v.steps": 30, "train_v.start": 2,
         "train_m.batch": 32, "train_m.steps": 60, "train_m.start": 4,
         "train_c.horizon": 15, "train_c.steps": 40, "train_c.start": 8, "train_c.lr": 1e-3, "train_c.loss.gamma": 0.985, "train_c.loss.entropy": 0.002,
         "evaluation.every": 10, "evaluation.interim": 20})

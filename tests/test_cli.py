@@ -15,7 +15,7 @@ from gymnasium import spaces as gs
 
 from simulus_nb import cli
 from simulus_nb.agent import Agent
-from simulus_nb.cli import (EvaluateCommand, Recorder, encoded_rows, film_episode, json_object, main, one_line, parse, run_seconds, score_text,
+from simulus_nb.cli import (EvaluateCommand, Recorder, film_episode, json_object, main, one_line, parse, score_text,
                             starting_point)
 from simulus_nb.config import PRESETS, Config, atari_smoke, catch, differences, flat, preset
 from simulus_nb.evaluate import Evaluation
@@ -298,26 +298,17 @@ def test_recorder_changes_nothing():
 def test_bench(capsys):
     assert main(["bench", "--repeats", "1", "--json", "b.json", *TINY]) == 0
     found, out = json.loads(Path("b.json").read_text()), capsys.readouterr().out
-    assert set(found["seconds"]) == {"world", "play", "encode", "V", "M", "C", "batch of V", "batch of M", "batch of C"} and min(found["seconds"].values()) > 0
+    assert set(found["seconds"]) == {"world", "play", "encode", "V", "M", "C", "batch of V", "batch of M", "batch of C", "dream", "one by one"} and min(found["seconds"].values()) > 0
     assert found["run_seconds"] == pytest.approx(sum(n * found["seconds"][k] for k, n in found["count"].items()))
     assert found["count"]["V"] == 2 * catch().epochs and "a whole run on cpu: about" in out
     assert Config.from_json(found["config"]) == parse(["bench", *TINY]).config
 
 
-def test_bench_of_a_world_without_images():
-    found = cli.bench(parse(["bench", "--env", "CartPole-v1", *TINY]).config, repeats=1)
-    assert set(found["seconds"]) == {"world", "play", "encode", "M", "C", "batch of M", "batch of C"} == set(found["count"]) | {"world"}
-
-
-def test_encoded_rows_equals_counting():
-    for values in ({}, {"collect.capacity": 700}, {"epochs": 9, "collect.epochs": 4}, {"train_m.start": 8, "train_c.start": 3}, {"train_m.start": 50, "train_c.start": 50}):
-        c = catch().change({"epochs": 12, "collect.epochs": 10, "train_m.start": 2, "train_c.start": 5, "collect.steps": 100, **values})
-        stored = total = 0
-        for epoch in range(c.epochs):
-            stored = min(stored + c.collect.steps, c.collect.capacity) if epoch < c.collect.epochs else stored
-            total += stored if epoch >= c.train_m.start or epoch >= c.train_c.start else 0
-        assert encoded_rows(c) == total
-    assert run_seconds({"a": 3, "b": 2}, {"a": 0.5, "b": 1.0, "unused": 9.0}) == 3.5
+def test_bench_compares(capsys):
+    assert main(["bench", "--repeats", "1", "--compare", "--json", "b.json", *TINY]) == 0
+    found, out = json.loads(Path("b.json").read_text())["variants"], capsys.readouterr().out
+    assert list(found) == ["float32", "bfloat16"] and all(name in out for name in found)
+    assert [f["config"]["precision"] for f in found.values()] == ["float32", "bfloat16"]
 
 
 # mistakes

@@ -1,0 +1,216 @@
+"Precision, compilation, graphs: other arithmetic, the same computation. What needs a GPU is marked."
+import contextlib
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from simulus_nb.accelerate import GraphedStep, compile_parts, pick_precision, use_precision
+from simulus_nb.config import preset
+from simulus_nb.spaces import UserError
+from simulus_nb.trainer import Stages
+
+CPU = torch.device("cpu")
+TINY = {"threads": 1, "device": "cpu", "collect.steps": 60, "collect.capacity": 2_000, "train_v.batch": 6, "train_m.batch": 4, "train_m.segment": 5,
+        "train_c.batch": 6, "train_c.burn_in": 3, "train_c.horizon": 4, "train_c.scale_window": 3}
+
+
+def stages(**changes):
+    run = Stages(preset("catch").change({**TINY, **changes}))
+    run.collect(), run.tokenise()
+    return run
+
+
+def batches(run, n, seed=0):
+    "The same n batches for V, M and C, whoever asks."
+    g, c, out = torch.Generator(run.device).manual_seed(seed), run.config, []
+    for _ in range(n):
+        out.append((run.replay.frames(c.train_v.batch, g), run.replay.segments(c.train_m.batch, c.train_m.segment, c.train_m.context, g),
+                    run.replay.contexts(c.train_c.batch, c.train_c.burn_in, g)))
+    return out
+
+
+def train(run, data):
+    "Metrics of updates of V, M and C in turns; the weights are in run.agent."
+    said = []
+    for frames, segment, context in data:
+        for metrics in (run.learner.v_step(frames), run.learner.m_step(segment), run.learner.c_step(context)):
+            said.append({k: v.clone() for k, v in metrics.items()})
+    return said
+
+
+def test_choices():
+    assert pick_precision("auto", CPU) == "float32" and pick_precision("bfloat16", CPU) == "bfloat16"
+    with pytest.raises(UserError, match="tf32 exists on CUDA devices only"): pick_precision("tf32", CPU)
+    with pytest.raises(UserError, match="--graphs records CUDA graphs"): Stages(preset("catch").change({**TINY, "graphs": True}))
+    assert isinstance(use_precision("float32", CPU)(), contextlib.nullcontext)
+
+
+def test_compiling_without_a_compiler_is_one_line(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="C\\+\\+ compiler"): compile_parts([torch.nn.Linear(2, 2)], CPU)
+
+
+@settings(deadline=None, max_examples=3)
+@given(st.integers(0, 10**6))
+def test_what_must_stay_float32_does(seed):
+    torch.manual_seed(seed)
+    run = stages(precision="bfloat16", seed=seed % 2**31)
+    M, C = run.agent.world_model, run.agent.controller
+    (_, segment, context), = batches(run, 1, seed)
+    with run.learner.arithmetic(), torch.no_grad():
+        prediction, memory = M(segment.z, segment.action)
+        state = C.remember(context.z, context.action, context.mask)
+    assert prediction.reward.dtype == torch.bfloat16 and memory.dtype == torch.float32 and {s.dtype for s in state} == {torch.float32}
+    metrics = train(run, batches(run, 2, seed))
+    assert all(m[k].isfinite() for m in metrics for k in m)
+    params = [p for part in (run.agent.tokenizer, M, C) for p in part.parameters()]
+    assert {p.dtype for p in params} == {torch.float32} == {p.grad.dtype for p in params if p.grad is not None}
+    assert {x.dtype for o in run.learner.optimizers.values() for s in o.state.values() for x in s.values()} == {torch.float32}
+
+
+def test_bfloat16_gives_the_same_losses_and_gradients():
+    "To the accuracy of the format: a few percent of the gradient's length, and the same direction."
+    plain, low = stages(), stages(precision="bfloat16")
+    low.agent.load_state_dict(plain.agent.state_dict())
+    low.replay.load_state_dict(plain.replay.state_dict())                       # its tokens too: else ties would fall otherwise
+    data = batches(plain, 1)
+    for part, a, b in zip(("tokenizer", "world_model"), seeded_training(plain, data), seeded_training(low, data)):
+        assert torch.allclose(a["loss"], b["loss"], rtol=0.03), part
+        g, h = (torch.cat([p.grad.flatten() for p in getattr(r.agent, part).parameters() if p.grad is not None]) for r in (plain, low))
+        assert torch.cosine_similarity(g, h, 0) > 0.98, part
+
+
+def test_weights_cast_while_dreaming_do_not_rob_the_loss_of_gradients():
+    "Autocast remembers casts until its context ends; dreams are spun without gradients."
+    run = stages(precision="bfloat16")
+    (_, _, context), = batches(run, 1)
+    with run.learner.arithmetic(), torch.no_grad(): run.agent.controller.remember(context.z, context.action, context.mask)
+    run.learner.c_step(context)
+    critic = run.agent.controller.critic.weight
+    assert critic.grad is not None and critic.grad.abs().max() > 0
+
+
+def test_compiled_parts_train_alike():
+    "Traced and split into forward and backward, with PyTorch's own kernels."
+    plain, fast = stages(), stages()
+    fast.agent.load_state_dict(plain.agent.state_dict()), fast.replay.load_state_dict(plain.replay.state_dict())
+    torch._dynamo.reset()
+    parts = [m for v in fast.agent.tokenizer.images().values() for m in (v.encoder, v.decoder)] + [fast.agent.world_model]
+    compile_parts(parts, CPU, backend="aot_eager")
+    names = list(plain.agent.state_dict())
+    data = batches(plain, 2)
+    for run in (plain, fast):
+        torch.manual_seed(0), run.generator.manual_seed(0)
+        train(run, data)
+    assert list(fast.agent.state_dict()) == names                               # compiling renames nothing
+    for (name, a), b in zip(plain.agent.state_dict().items(), fast.agent.state_dict().values()):
+        assert torch.allclose(a.double(), b.double(), rtol=1e-3, atol=2e-4), name
+
+
+class Tape(GraphedStep):
+    "A recording that computes when it is played, as a CUDA graph does, from and into fixed places."
+    def aside(self, batch): return self.step(batch)
+
+    def record(self, batch):
+        inputs, outputs, step = {k: x.clone() for k, x in batch.items()}, {}, self.step
+        class Graph:
+            def replay(self):
+                for k, v in step(inputs).items(): outputs.setdefault(k, torch.empty_like(v)).copy_(v)
+        return Graph(), inputs, outputs
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=15))
+def test_every_batch_is_computed_once_and_in_order(shapes):
+    seen = []
+    def step(batch):
+        seen.append(batch["x"].clone())
+        return {"y": batch["x"].sum()}
+    tape, given_, results = Tape(step), [torch.randn(n) for n in shapes], []
+    for x in given_: results.append(tape({"x": x})["y"])
+    assert len(seen) == len(shapes) and all(torch.equal(a, b) for a, b in zip(seen, given_))
+    assert all(torch.equal(y, x.sum()) for y, x in zip(results, given_))        # and no result was overwritten by a later one
+    assert set(tape.recordings) == {k for k, n in tape.calls.items() if n > tape.ordinary}
+
+
+def test_a_learner_on_tape_is_the_learner():
+    "The steps are functions of nothing but their batch: fixed places change no bit."
+    plain, taped = stages(), stages()
+    taped.agent.load_state_dict(plain.agent.state_dict()), taped.replay.load_state_dict(plain.replay.state_dict())
+    taped.learner.steps = {name: Tape(step) for name, step in taped.learner.steps.items()}
+    data = batches(plain, 6)
+    for run in (plain, taped):
+        torch.manual_seed(0), run.generator.manual_seed(0)
+        train(run, data)
+    assert all(torch.equal(a, b) for a, b in zip(plain.agent.state_dict().values(), taped.agent.state_dict().values()))
+
+
+# On a GPU
+
+def pair(**changes):
+    "Two runs on the GPU with the same weights and the same replay, the second with other settings."
+    a, b = stages(device="cuda", precision="float32"), stages(**{"device": "cuda", "precision": "float32", **changes})
+    b.agent.load_state_dict(a.agent.state_dict()), b.replay.load_state_dict(a.replay.state_dict())
+    return a, b
+
+
+def seeded_training(run, data):
+    torch.manual_seed(0), run.generator.manual_seed(0)
+    return train(run, data)
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_cpu():
+    cpu, gpu = stages(), stages(device="cuda", precision="float32")
+    gpu.agent.load_state_dict(cpu.agent.state_dict()), gpu.replay.load_state_dict(cpu.replay.state_dict())
+    (frames, segment, context), = batches(cpu, 1)
+    on = lambda x: {k: v.cuda() for k, v in x.items()}
+    for a, b in ((cpu.learner.steps["v"](frames), gpu.learner.steps["v"](on(frames))), (cpu.learner.steps["m"](vars(segment)), gpu.learner.steps["m"](on(vars(segment))))):
+        assert torch.allclose(a["loss"], b["loss"].cpu(), rtol=1e-3)
+    assert all(x.is_cuda for x in gpu.replay.tensors().values()) and all(p.is_cuda for p in gpu.agent.parameters())
+
+
+@pytest.mark.gpu
+def test_bfloat16_on_the_gpu():
+    plain, low = pair(precision="bfloat16")
+    data = batches(plain, 1)
+    for a, b in zip(seeded_training(plain, data)[:2], seeded_training(low, data)): assert torch.allclose(a["loss"], b["loss"], rtol=0.03)
+
+
+@pytest.mark.gpu
+def test_steps_never_wait_for_the_gpu():
+    run = stages(device="cuda")
+    train(run, batches(run, 2))                                                 # constants are made
+    data = batches(run, 2)
+    torch.cuda.set_sync_debug_mode("error")
+    try: train(run, data)
+    finally: torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_graphs_are_eager_steps():
+    eager, graphed = pair(graphs=True)
+    data = batches(eager, 7)
+    for run in (eager, graphed): seeded_training(run, data)
+    for name in ("tokenizer", "world_model"):                                   # no random numbers but V's re-seeding, drawn in the same order
+        for (k, a), b in zip(getattr(eager.agent, name).state_dict().items(), getattr(graphed.agent, name).state_dict().values()):
+            assert torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-3), k
+
+
+@pytest.mark.gpu
+def test_replayed_dreams_are_not_the_same_dream():
+    run = stages(device="cuda", graphs=True, **{"train_c.lr": 0.0})
+    (_, _, context), = batches(run, 1)
+    returns = torch.stack([run.learner.c_step(context)["imagined_return"] for _ in range(40)])
+    assert returns[5:].unique().numel() > 20
+    assert abs(returns[:4].mean() - returns[4:].mean()) < 6 * returns.std() / 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+def test_compiled_losses(graphs):
+    torch._dynamo.reset()
+    plain, fast = pair(compile=True, graphs=graphs)
+    data = batches(plain, 5)
+    for a, b in zip(seeded_training(plain, data)[:2], seeded_training(fast, data)): assert torch.allclose(a["loss"], b["loss"], rtol=1e-2)
