@@ -673,7 +673,8 @@ class Trainer(Run):
         plot_history(self.folder.history()).savefig(self.folder.media / "curves.png", dpi=120)
         dream_media(self.agent, self.replay, self.folder.media)
         facts = circumstances(self.config, self.device, self.command)
-        self.folder.write(self.folder.manifest, facts | dict(wall_seconds=round(self.seconds, 1), env_steps=self.env_steps, epochs=self.epoch))
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        self.folder.write(self.folder.manifest, facts | dict(wall_seconds=round(self.seconds, 1), env_steps=self.env_steps, epochs=self.epoch, peak_bytes=peak))
         return self
 
 BAR = {"return": "env/return", "V": "v/loss", "M": "m/loss", "C": "c/critic"}      # what the progress bar shows
