@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['CONTEXT', 'IMAGINED', 'INK', 'BAR', 'PAPER', 'FONT', 'token_accuracy', 'difference', 'OpenLoop', 'open_loop',
-           'whole_windows', 'picture', 'error_picture', 'film_strip', 'dream_video', 'dream_media', 'observation_space',
-           'raw_observation', 'action_space', 'DreamEnv']
+           'whole_windows', 'error_curves', 'error_figure', 'picture', 'error_picture', 'film_strip', 'dream_video',
+           'dream_media', 'observation_space', 'raw_observation', 'action_space', 'Beginnings', 'token_space', 'Dreams',
+           'DreamEnv']
 
 # %% ../nbs/19_dream.ipynb #c002
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
 import torch
 from gymnasium import spaces as gs
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, iterate
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
@@ -90,11 +92,21 @@ class OpenLoop:
         "Accuracy lost to standing on one's own past, (P,): Eq. (19.8)."
         return self.mean(self.forced_accuracy) - self.mean(self.accuracy)                       # Eq. (19.8)
 
+    def first(self, n: int) -> "OpenLoop":
+        "The first n windows alone."
+        tensors = {k: x[:n] for k, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors, obs={name: {k: x[:n] for k, x in o.items()} for name, o in self.obs.items()})
+
 # %% ../nbs/19_dream.ipynb #c016
 def _step(prediction: Prediction, p: int) -> Prediction:
     "The p-th of P predictions."
     now = slice(p, p + 1)
     return Prediction({k: x[:, now] for k, x in prediction.obs.items()}, prediction.reward[:, now], prediction.done[:, now])
+
+def _decode(agent: Agent, z: Tensor) -> dict[str, Tensor]:
+    "What V makes of tokens (B, T, S), a few windows at a time: pictures take memory."
+    parts = [agent.tokenizer.decode(few) for few in z.split(4)]
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 @torch.no_grad()
 def open_loop(
@@ -126,7 +138,7 @@ def open_loop(
     moves = slice(context - 1, -1)
     return OpenLoop(agent.tokenizer.obs_spec, context, mask, z, dream, forced, reward, done, segment.reward[:, moves], segment.done[:, moves],
                     accuracy, token_accuracy(layout, answers, z[:, context:]),
-                    {name: agent.tokenizer.decode(x) for name, x in (("real", z), ("dream", dream), ("forced", forced))})       # Eq. (19.2)
+                    {name: _decode(agent, x) for name, x in (("real", z), ("dream", dream), ("forced", forced))})       # Eq. (19.2)
 
 # %% ../nbs/19_dream.ipynb #c021
 def whole_windows(
@@ -146,6 +158,38 @@ def whole_windows(
 
 # %% ../nbs/19_dream.ipynb #c028
 CONTEXT, IMAGINED = (60, 120, 200), (240, 130, 30)             # border colours: really happened, made up
+
+def error_curves(
+    loop: OpenLoop,
+    real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations: `replay.gather_obs(segment.index)`
+) -> dict[str, dict[str, Tensor]]:    # {modality: {"V" | "dream" | "forced": (B, T)}}, NaN where there is no row
+    "Distances to what really happened, of V's reconstruction, the dream and the teacher-forced answers: Eq. (19.9a)."
+    def apart(m: Modality, which: str) -> Tensor:
+        x = difference(m, loop.obs[which][m.key], real[m.key]).flatten(2).mean(-1)              # Eq. (19.9a)
+        return x.masked_fill(~loop.mask, torch.nan)
+    return {m.key: {name: apart(m, which) for name, which in (("V", "real"), ("dream", "dream"), ("forced", "forced"))} for m in loop.spec.modalities}
+
+def error_figure(
+    loop: OpenLoop,
+    real: dict[str, Tensor],          # as above
+) -> Figure:
+    "The curves of `error_curves`, a panel for each modality: mean over windows, and a band that holds the middle half of the dreams."
+    curves, c = error_curves(loop, real), loop.context
+    fig = Figure(figsize=(0.8 + 4.2 * len(curves), 2.8), layout="constrained")
+    for ax, (key, lines) in zip(np.atleast_1d(fig.subplots(1, len(curves))), curves.items()):
+        t = np.arange(1, len(lines["V"][0]) + 1)
+        low, high = (torch.nanquantile(lines["dream"].cpu(), q, 0) for q in (0.25, 0.75))
+        ax.fill_between(t[c - 1:], low[c - 1:], high[c - 1:], color=np.array(IMAGINED) / 255, alpha=0.2, lw=0)
+        for name, label, colour, style, begin in (("dream", "dream", IMAGINED, "o-", c - 1), ("forced", "teacher-forced", IMAGINED, "o--", c - 1), ("V", "V's reconstruction", CONTEXT, "o-", 0)):
+            ax.plot(t[begin:], lines[name].nanmean(0).cpu()[begin:], style, color=np.array(colour) / 255, ms=3.5, label=label)
+        ax.axvspan(t[0] - 0.5, c + 0.5, color=np.array(CONTEXT) / 255, alpha=0.1, lw=0)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set(title=key, xlabel="observation (shaded: given)", ylabel="distance to what happened", ylim=(0, None), xlim=(0.5, t[-1] + 0.5))
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.axes[0].legend(frameon=False, fontsize=8)
+    return fig
+
+# %% ../nbs/19_dream.ipynb #c031
 INK, BAR, PAPER = (20, 20, 20), (120, 160, 190), (248, 246, 240)
 FONT = findfont("DejaVu Sans")
 
@@ -172,7 +216,7 @@ def _words(values: np.ndarray, wrong: np.ndarray, side: int) -> np.ndarray:
         draw.text(at, str(v), fill=(210, 30, 30) if w else INK, font=font, anchor="mm")
     return np.asarray(image)
 
-# %% ../nbs/19_dream.ipynb #c029
+# %% ../nbs/19_dream.ipynb #c032
 def picture(
     m: Modality,
     x: np.ndarray,          # (*m.shape) what to draw
@@ -203,7 +247,7 @@ def _enlarge(image: np.ndarray, side: int) -> np.ndarray:
     factor = max(1, round(side / max(image.shape[:2])))
     return image.repeat(factor, 0).repeat(factor, 1)
 
-# %% ../nbs/19_dream.ipynb #c032
+# %% ../nbs/19_dream.ipynb #c035
 def _panels(
     loop: OpenLoop,
     real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations
@@ -230,7 +274,7 @@ def _captions(loop: OpenLoop, row: int, t: int) -> list[str]:
     at = lambda x: round(x[row, p].item(), 2) + 0.0             # + 0: no minus zero
     return [f"r {at(loop.reward):.2f} ({at(loop.real_reward):g})", f"end {at(loop.done):.2f} ({at(loop.real_done):g})"]
 
-# %% ../nbs/19_dream.ipynb #c033
+# %% ../nbs/19_dream.ipynb #c036
 def film_strip(
     loop: OpenLoop,
     real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations: `replay.gather_obs(segment.index)`
@@ -253,24 +297,28 @@ def film_strip(
             if j == 0:
                 ax.set_ylabel(name if len(loop.spec.modalities) == 1 else f"{key}\n{name}", fontsize=8)
         axes[0, j].set_title(t + 1, fontsize=8)
-        axes[-1, j].set_xlabel("\n".join(_captions(loop, row, t)), fontsize=6)
+        axes[-1, j].set_xlabel("\n".join(_captions(loop, row, t)), fontsize=7)
     return fig
 
-# %% ../nbs/19_dream.ipynb #c040
+# %% ../nbs/19_dream.ipynb #c043
 def _video_frame(loop: OpenLoop, real: dict[str, Tensor], row: int, t: int, title: str, side: int = 160) -> np.ndarray:
     "Real, dream and error side by side under a line of text; a multiple of 16 pixels high and wide, as H.264 likes it."
-    made_up = t >= loop.context
+    made_up, names = t >= loop.context, ("real", "dream", "|error|")
     lines = []
-    for names in _panels(loop, real, row, t, side).values():
-        framed = [np.pad(names[name], ((6, 6), (6, 6), (0, 0))) for name in ("real", "dream", "|error|")]
+    for panels in _panels(loop, real, row, t, side).values():
+        framed = [np.pad(panels[name], ((6, 6), (6, 6), (0, 0))) for name in names]
         for x, colour in zip(framed, (CONTEXT, *[IMAGINED if made_up else CONTEXT] * 2)):
             x[:6] = x[-6:] = x[:, :6] = x[:, -6:] = colour
         lines.append(np.concatenate([np.pad(x, ((4, 4), (4, 4), (0, 0)), constant_values=255) for x in framed], 1))
-    height, width = sum(len(x) for x in lines) + 44, max(x.shape[1] for x in lines)
-    canvas = Image.new("RGB", (-(-width // 16) * 16, -(-height // 16) * 16), "white")
-    ImageDraw.Draw(canvas).text((8, 4), f"{title}, step {t + 1}: {'imagined' if made_up else 'real'}\n" + "   ".join(_captions(loop, row, t)),
-                                fill=IMAGINED if made_up else CONTEXT, font=ImageFont.truetype(FONT, 15))
-    y = 44
+    height, width = sum(len(x) for x in lines) + 62, max(x.shape[1] for x in lines)
+    canvas, font = Image.new("RGB", (-(-width // 16) * 16, -(-height // 16) * 16), "white"), ImageFont.truetype(FONT, 16)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((8, 2), f"{title}, step {t + 1}: {'imagined' if made_up else 'given'}", fill=IMAGINED if made_up else CONTEXT, font=font)
+    reward, end = _captions(loop, row, t) if made_up else ("", "")
+    pen.text((8, 22), reward.replace("r", "reward", 1).replace("(", "(real ") + "    " + end.replace("(", "(real "), fill=INK, font=font)
+    for i, name in enumerate(names):
+        pen.text((8 + i * lines[0].shape[1] // 3, 42), name, fill=INK, font=font)
+    y = 62
     for x in lines:
         canvas.paste(Image.fromarray(x), (0, y))
         y += len(x)
@@ -294,19 +342,20 @@ def dream_video(
                 film.append_data(frame)
     return Path(path)
 
-# %% ../nbs/19_dream.ipynb #c043
+# %% ../nbs/19_dream.ipynb #c046
 def dream_media(
     agent: Agent,                                 # in evaluation mode
     replay: ReplayBuffer,                         # on the agent's device
-    folder: str | Path,                           # dream.png and dream.mp4 are written here
+    folder: str | Path,                           # dream.png, dream.mp4 and dream-error.png are written here
     context: int = 3,                             # observations given to M; fewer where episodes are short
     horizon: int = 17,                            # imagined ones
     dreams: int = 6,                              # in the video; the film strip shows the first
+    starts: int = 24,                             # dreams behind the error curves
     generator: torch.Generator | None = None,     # on the agent's device; None: a new one with seed 0
 ) -> dict[str, Path]:
-    "A film strip and a video of dreams that begin in stored episodes."
+    "A film strip and a video of dreams that begin in stored episodes, and how their error grows."
     generator = generator or torch.Generator(device=agent.device).manual_seed(0)
-    segment = whole_windows(replay, dreams, context + horizon, generator)
+    segment = whole_windows(replay, max(dreams, starts), context + horizon, generator)
     T = segment.z.shape[1]
     if T < 2:
         raise UserError("no stored episode has two observations: collect some steps before dreaming")
@@ -316,33 +365,54 @@ def dream_media(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     film_strip(loop, real).savefig(folder / "dream.png", dpi=110)
-    return {"film": folder / "dream.png", "video": dream_video(loop, real, folder / "dream.mp4")}
+    error_figure(loop, real).savefig(folder / "dream-error.png", dpi=110)
+    return {"film": folder / "dream.png", "video": dream_video(loop.first(dreams), real, folder / "dream.mp4"), "errors": folder / "dream-error.png"}
 
-# %% ../nbs/19_dream.ipynb #c046
-def _nest(paths: list[tuple], values: list, table=dict, row=tuple):
+# %% ../nbs/19_dream.ipynb #c049
+def _nest(paths: list[tuple], values: list, table=dict, row=tuple):     # paths: pairs (key, whether it is one of a Dict)
     "Values put back to where `paths` say they came from: undoes the flattening of an observation."
     if paths[0] == ():
         return values[0]
-    keys = list(dict.fromkeys(path[0] for path in paths))
-    below = lambda key: [(path[1:], v) for path, v in zip(paths, values) if path[0] == key]
-    inner = {key: _nest(*map(list, zip(*below(key))), table, row) for key in keys}
-    return row(inner.values()) if keys == list(range(len(keys))) else table(inner)
+    steps = list(dict.fromkeys(path[0] for path in paths))
+    below = lambda step: [(path[1:], v) for path, v in zip(paths, values) if path[0] == step]
+    inner = {step[0]: _nest(*map(list, zip(*below(step))), table, row) for step in steps}
+    whole = [(i, False) for i in range(len(steps))]             # a Tuple of which nothing was dropped but at its end
+    return row(inner.values()) if steps == whole else table(inner)
+
+def _places(spec: ObsSpec) -> list[tuple]:
+    return [tuple(zip(m.path, m.in_dict)) for m in spec.modalities]
+
+def _number_format(m: Modality) -> np.dtype:
+    "What the environment uses; whole numbers that are read as a vector come out of V as fractions and stay float32."
+    usual = {"image": "uint8", "vector": "float32"}.get(m.kind, "int64")
+    dtype = np.dtype(m.raw_dtype or usual)
+    return dtype if (dtype.kind == "f") == (m.kind == "vector") else np.dtype(usual)
+
+# %% ../nbs/19_dream.ipynb #c050
+def _leaf(m: Modality) -> gs.Space:
+    "The space of one modality."
+    dtype = _number_format(m)
+    if m.kind == "image":
+        return gs.Box(0, 255, m.raw_shape, dtype)
+    if m.kind == "vector":
+        return gs.Box(-np.inf, np.inf, m.raw_shape, dtype)
+    n, start = (np.broadcast_to(x, m.shape).reshape(m.raw_shape) for x in (m.nvec, m.start))
+    if not m.raw_shape and dtype == np.int64:
+        return gs.Discrete(int(n), start=int(start))
+    if not m.raw_shape or dtype.kind == "b" or n.max() > np.iinfo(dtype).max:   # the format holds the values but not their number
+        return gs.Box(np.array(start, dtype), np.array(start + n - 1, dtype), m.raw_shape, dtype)
+    return gs.MultiDiscrete(n, start=start, dtype=dtype)
 
 def observation_space(spec: ObsSpec) -> gs.Space:
     "The Gymnasium space of an environment with these modalities; bounds of vectors are not known and infinite."
-    def leaf(m: Modality) -> gs.Space:
-        if m.kind == "image":
-            return gs.Box(0, 255, m.raw_shape, np.uint8)
-        if m.kind == "vector":
-            return gs.Box(-np.inf, np.inf, m.raw_shape, np.float32)
-        n, start = (np.broadcast_to(x, m.shape).reshape(m.raw_shape) for x in (m.nvec, m.start))
-        return gs.MultiDiscrete(n, start=start) if m.raw_shape else gs.Discrete(int(n), start=int(start))
-    return _nest([m.path for m in spec.modalities], [leaf(m) for m in spec.modalities], gs.Dict, lambda x: gs.Tuple(tuple(x)))
+    return _nest(_places(spec), [_leaf(m) for m in spec.modalities], gs.Dict, lambda x: gs.Tuple(tuple(x)))
 
 def raw_observation(spec: ObsSpec, obs: dict[str, np.ndarray]):     # {key: (n, *shape)}
     "A batch of decoded observations as the environment itself would hand it over."
-    raw = [(obs[m.key] + np.array(m.start) if m.start else obs[m.key]).reshape(-1, *m.raw_shape) for m in spec.modalities]
-    return _nest([m.path for m in spec.modalities], raw)
+    def raw(m: Modality, x: np.ndarray) -> np.ndarray:
+        shifted = x + np.array(m.start) if any(m.start) else x
+        return shifted.reshape(len(x), *m.raw_shape).astype(_number_format(m), copy=False)
+    return _nest(_places(spec), [raw(m, obs[m.key]) for m in spec.modalities])
 
 def action_space(spec: ActionSpec) -> gs.Space:
     "The Gymnasium space whose actions `spec` reads."
@@ -353,23 +423,46 @@ def action_space(spec: ActionSpec) -> gs.Space:
     low, high = (np.reshape(x, spec.shape).astype(spec.dtype) for x in (spec.start, spec.high))
     return gs.Box(low, high, spec.shape, np.dtype(spec.dtype))
 
-# %% ../nbs/19_dream.ipynb #c049
-@torch.no_grad()
-def _real_moments(agent: Agent, replay: ReplayBuffer, n: int, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    "Tokens (n, S) of n stored moments, and M's memory of up to `context - 1` steps before them."
-    s = replay.contexts(n, context, generator)
-    z = agent.tokenizer.encode(replay.gather_obs(s.index)) * s.mask[..., None]
-    return z[:, -1], agent.world_model.remember(z[:, :-1], s.action[:, :-1], s.mask[:, :-1])
+# %% ../nbs/19_dream.ipynb #c053
+class Beginnings:
+    "Stored moments in which dreams can begin, evenly spread over the replay. Each is prepared once, when it is first drawn."
 
-@torch.no_grad()
-def _show(agent: Agent, z: Tensor):
-    "What V makes of tokens (n, S), in the world's own observation space: Eq. (19.2)."
-    return raw_observation(agent.obs_spec, {k: x.cpu().numpy() for k, x in agent.tokenizer.decode(z).items()})     # Eq. (19.2)
+    def __init__(self, agent: Agent, replay: ReplayBuffer, context: int, most: int):
+        rows = replay.lists()[1]                                # rows that an action follows
+        if len(rows) == 0:
+            raise UserError("the replay buffer is empty: dreams have nothing to begin from")
+        self.agent, self.replay, self.context = agent, replay, context
+        self.rows = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=torch.float64).round().long().to(rows.device)]
+        self.known, self.z, self.memory = torch.zeros(len(self.rows), dtype=torch.bool, device=rows.device), None, None
 
-# %% ../nbs/19_dream.ipynb #c050
-class DreamEnv(VectorEnv):
-    "The world model as a Gymnasium environment: `num_envs` dreams side by side, each begun in a real moment of the replay."
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
+    @torch.no_grad()
+    def prepare(self, which: Tensor) -> None:                   # (m,) int64
+        "Tokens of these moments, and M's memory of up to `context - 1` steps before them."
+        row = self.rows[which]
+        s = self.replay._windows(row, self.replay.position[row] - self.context + 1, self.context)
+        seen, place = s.index.unique(return_inverse=True)       # each frame is encoded once
+        z = self.agent.tokenizer.encode(self.replay.gather_obs(seen))[place] * s.mask[..., None]
+        memory = self.agent.world_model.remember(z[:, :-1], s.action[:, :-1], s.mask[:, :-1])
+        if self.memory is None:
+            n = len(self.rows)
+            self.z, self.memory = z.new_zeros(n, z.shape[-1]), memory.new_zeros(memory.shape[0], n, *memory.shape[2:])
+        self.z[which], self.memory[:, which], self.known[which] = z[:, -1], memory, True
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:     # (n, S) and (layers, n, h, d_k, d_v)
+        "Tokens and memory of `n` moments, drawn uniformly."
+        i = torch.randint(len(self.rows), (n,), generator=generator, device=self.rows.device)
+        unknown = i[~self.known[i]].unique()
+        if len(unknown):
+            self.prepare(unknown)
+        return self.z[i], self.memory[:, i]
+
+# %% ../nbs/19_dream.ipynb #c056
+def token_space(layout: TokenLayout) -> gs.MultiDiscrete:
+    "The space of an observation's tokens (S,): how many there are of each."
+    return gs.MultiDiscrete(np.concatenate([g.sizes or g.vocab * g.count for g in layout.groups]))     # symbol by symbol, channels innermost
+
+class Dreams(VectorEnv):
+    "Dreams side by side: where they stand, how they begin and what is seen of them. `DreamEnv` steps them."
 
     def __init__(
         self,
@@ -378,34 +471,98 @@ class DreamEnv(VectorEnv):
         num_envs: int = 1,                        # dreams side by side
         horizon: int = 15,                        # steps after which a dream is truncated
         context: int = 5,                         # real observations before it, the first of the dream included (fewer in young episodes)
-        seed: int = 0,                            # of contexts and dreams; `reset(seed=...)` starts over
+        seed: int = 0,                            # of beginnings and dreams; `reset(seed=...)` starts over
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        tokens: bool = False,                     # show the tokens (S,) themselves, not what V makes of them
+        beginnings: int = 1000,                   # at most so many moments of the replay, each kept with M's memory of it; a full `reset` forgets them
     ):
-        if num_envs < 1 or horizon < 1 or context < 2:
-            raise UserError(f"DreamEnv needs num_envs >= 1, horizon >= 1 and context >= 2, not {num_envs}, {horizon} and {context}")
+        if num_envs < 1 or horizon < 1 or context < 2 or beginnings < 1:
+            raise UserError(f"DreamEnv needs num_envs >= 1, horizon >= 1, context >= 2 and beginnings >= 1, not {num_envs}, {horizon}, {context} and {beginnings}")
         self.agent, self.replay, self.num_envs, self.horizon, self.context = agent, replay, num_envs, horizon, context
+        self.tokens, self.most, self.mode = tokens, beginnings, AutoresetMode(autoreset_mode)
+        self.metadata = self.metadata | {"autoreset_mode": self.mode}
         self.generator = torch.Generator(device=agent.device).manual_seed(seed)
-        self.single_observation_space, self.single_action_space = observation_space(agent.obs_spec), action_space(agent.action_spec)
+        self.single_observation_space = token_space(agent.tokenizer.layout) if tokens else observation_space(agent.obs_spec)
+        self.single_action_space = action_space(agent.action_spec)
         self.observation_space, self.action_space = (batch_space(s, num_envs) for s in (self.single_observation_space, self.single_action_space))
-        self.over = np.ones(num_envs, bool)
+        self.z = None                             # (n, S) tokens of the present observations; None before the first reset
+
+    def rows(self, which: np.ndarray) -> Tensor:  # (n,) bool -> (m,) int64
+        "Their numbers, on the device."
+        return torch.from_numpy(np.flatnonzero(which)).to(self.z.device)
+
+    def begin(self, which: np.ndarray) -> None:   # (n,) bool
+        "New dreams there."
+        at = self.rows(which)
+        self.z[at], self.memory[:, at] = self.start.draw(len(at), self.generator)
+        self.age[which] = 0
+
+    def see(self, z: Tensor) -> dict[str, np.ndarray]:
+        "What is shown of tokens (m, S), by modality: Eq. (19.2), or the tokens."
+        with torch.inference_mode():
+            seen = {"": z.clone()} if self.tokens else self.agent.tokenizer.decode(z)           # Eq. (19.2)
+        return {k: x.cpu().numpy() for k, x in seen.items()}
+
+    def form(self, seen: dict[str, np.ndarray]):
+        "The same in the form that the observation space asks for."
+        return seen[""] if self.tokens else raw_observation(self.agent.obs_spec, seen)
+
+    def renew(self) -> tuple:
+        "New dreams where `over`, within the step: observations, and the last ones of the old dreams as info. V is asked once for both."
+        over, n, final = self.over, self.num_envs, np.full(self.num_envs, None, object)
+        last = self.z[self.rows(over)]
+        self.begin(over)
+        seen = self.see(torch.cat([self.z, last]))
+        ended = iterate(batch_space(self.single_observation_space, len(last)), self.form({k: x[n:] for k, x in seen.items()}))
+        for i, o in zip(np.flatnonzero(over), ended):
+            final[i] = o
+        self.over = np.zeros_like(over)
+        return self.form({k: x[:n] for k, x in seen.items()}), {"final_obs": final, "_final_obs": over, "final_info": {}, "_final_info": over.copy()}
+
+# %% ../nbs/19_dream.ipynb #c057
+class DreamEnv(Dreams):
+    "The world model as a Gymnasium environment: `num_envs` dreams side by side, each begun in a real moment of the replay."
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
+
+    def _ready(self, begun: bool) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError("this DreamEnv was closed: make a new one")
+        if not begun:
+            raise ResetNeeded("no dream has begun: call reset() first")
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        "New dreams everywhere."
+        'New dreams everywhere, or only where `options["reset_mask"]` (n,) bool is true.'
+        mask = (options or {}).get("reset_mask")
+        self._ready(mask is None or self.z is not None)
         super().reset(seed=seed)
         if seed is not None:
             self.generator.manual_seed(seed)
-        self.z, self.memory = _real_moments(self.agent, self.replay, self.num_envs, self.context, self.generator)
-        self.age, self.over = np.zeros(self.num_envs, np.int64), np.zeros(self.num_envs, bool)
-        return _show(self.agent, self.z), {}
+        if mask is None:
+            self.start = Beginnings(self.agent, self.replay, self.context, self.most)       # V and M may have learnt since the last time
+            self.z, self.memory = self.start.draw(self.num_envs, self.generator)
+            self.age, self.over = np.zeros(self.num_envs, np.int64), np.zeros(self.num_envs, bool)
+        elif not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
+            raise UserError(f"reset_mask must be a boolean array of shape ({self.num_envs},) with a True in it, not {mask!r}")
+        else:
+            self.begin(mask)
+            self.over = self.over & ~mask
+        return self.form(self.see(self.z)), {}
 
     def step(self, actions):
-        "One step of every dream; a dream that ended in the last step begins anew and its action is ignored."
+        "One step of every dream, Eq. (19.10), and new ones where dreams have ended, as `autoreset_mode` says."
+        self._ready(self.z is not None)
+        late = self.over                          # ended in the step before
+        if self.mode is AutoresetMode.DISABLED and late.any():
+            raise ResetNeeded(f'dreams {np.flatnonzero(late).tolist()} have ended: reset(options={{"reset_mask": mask}}) before the next step')
         action = torch.as_tensor(self.agent.action_spec.encode(actions), device=self.agent.device)
-        z, reward, done, memory = dream_step(self.agent.world_model, self.z, action, self.memory, self.generator)   # Eq. (19.10)
-        new, reward, done = self.over, reward.cpu().numpy().astype(np.float64), done.cpu().numpy()
-        if new.any():
-            z[new], memory[:, new] = _real_moments(self.agent, self.replay, int(new.sum()), self.context, self.generator)
-        self.z, self.memory, self.age = z, memory, np.where(new, 0, self.age + 1)
-        terminated = done & ~new
-        truncated = (self.age == self.horizon) & ~terminated
+        self.z, reward, done, self.memory = dream_step(self.agent.world_model, self.z, action, self.memory, self.generator)   # Eq. (19.10)
+        self.age += 1
+        reward, terminated = reward.cpu().numpy().astype(np.float64), done.cpu().numpy()
+        if late.any():                            # here the action was not meant for a dream
+            reward[late], terminated[late] = 0.0, False
+            self.begin(late)
+        truncated = (self.age >= self.horizon) & ~terminated
         self.over = terminated | truncated
-        return _show(self.agent, self.z), np.where(new, 0.0, reward), terminated, truncated, {}
+        renewed = self.mode is AutoresetMode.SAME_STEP and self.over.any()
+        obs, info = self.renew() if renewed else (self.form(self.see(self.z)), {})
+        return obs, reward, terminated, truncated, info

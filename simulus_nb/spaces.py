@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'MAX_CATEGORIES', 'MAX_TOKENS', 'MAX_BOUND', 'ACTIONS', 'Use
            'TokenGroup', 'TokenLayout']
 
 # %% ../nbs/00_spaces.ipynb #c002
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from operator import index
 
@@ -58,6 +58,8 @@ class Modality:
     raw_shape: tuple | None = None      # shape in which the environment hands it over; None: as `shape`
     path: tuple | None = None           # keys that lead to it; None: `key` cut at "/" ("obs" stands for a bare space)
     bound: tuple = ()                   # vector: largest magnitude that the space allows each entry, 0 where it names none; () means none at all
+    raw_dtype: str = ""                 # number format in which the environment hands it over; "": uint8, float32 or int64, as `read` returns it
+    in_dict: tuple = ()                 # whether each key of `path` is one of a Dict; (): words are, numbers count the parts of a Tuple
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -68,6 +70,7 @@ class Modality:
             object.__setattr__(self, name, tuple(index(n) for n in value))      # lists (from JSON) become tuples of ints: hashable
         path = (() if self.key == "obs" else self.key.split("/")) if self.path is None else self.path
         object.__setattr__(self, "path", tuple(path))
+        object.__setattr__(self, "in_dict", tuple(map(bool, self.in_dict)) or tuple(isinstance(key, str) for key in self.path))
         object.__setattr__(self, "bound", tuple(float(b) for b in self.bound))
         if self.bound and not (self.kind == "vector" and len(self.bound) == self.shape[0] and all(0 <= b < MAX_BOUND for b in self.bound)):
             raise UserError(f"observation {self.key!r}: bound {self.bound} does not fit a {self.kind} of shape {self.shape}")
@@ -75,6 +78,9 @@ class Modality:
             raise UserError(f"observation {self.key!r}: shape {self.shape}, read from {self.raw_shape}, does not make a {self.kind}")
         if self.kind in ("categorical", "grid") and not len(self.nvec) == len(self.start) == self.shape[-1]:
             raise UserError(f"observation {self.key!r}: {len(self.nvec)} category counts for shape {self.shape}; give one per entry of its last axis")
+        if len(self.in_dict) != len(self.path):
+            raise UserError(f"observation {self.key!r}: in_dict {self.in_dict} must say of each key of {self.path} whether it is one of a Dict")
+        np.dtype(self.raw_dtype or "uint8")
 
     def read(self, raw, batch: bool = False) -> np.ndarray:
         "Raw values -> uint8 (H, W, C), float32 (n,) or 0-based int64; `batch`: a leading axis B. Refuses what is outside Eq. (0.1)."
@@ -191,19 +197,19 @@ def _key(path: tuple) -> str:
     "Keys on the way to a modality, joined: Eq. (0.6) names its parts."
     return "/".join(map(str, path)) if path else "obs"
 
-def _leaves(space: gs.Space, path: tuple = ()):
-    "All (path, space) without children below `space`, in order."
+def _leaves(space: gs.Space, path: tuple = (), in_dict: tuple = ()):
+    "All (path, in_dict, space) without children below `space`, in order."
     if isinstance(space, gs.Dict):
         children = space.spaces.items()
     elif isinstance(space, gs.Tuple):
         children = enumerate(space.spaces)
     else:
-        yield path, space
+        yield path, in_dict, space
         return
     for key, child in children:
         if not isinstance(key, (str, int)):
             raise UserError(f"observation key {key!r} is a {type(key).__name__}; rename it to a string in a wrapper")
-        yield from _leaves(child, (*path, key))
+        yield from _leaves(child, (*path, key), (*in_dict, isinstance(space, gs.Dict)))
 
 def _distinct(keys: list) -> None:
     "Refuses two parts of one name."
@@ -245,7 +251,7 @@ class ObsSpec:
     @classmethod
     def from_space(cls, space: gs.Space, overrides: dict[str, str] | None = None) -> "ObsSpec":
         'Inferred from any Gymnasium space. `overrides`: key -> image | vector | categorical | grid | "drop".'
-        found, overrides = [(_key(path), (path, leaf)) for path, leaf in _leaves(space)], overrides or {}
+        found, overrides = [(_key(leaf[0]), leaf) for leaf in _leaves(space)], overrides or {}
         _distinct([key for key, _ in found])
         if not isinstance(overrides, dict):
             raise UserError(f'overrides name a kind for each key, {{"camera": "image"}}; {overrides!r} does not')
@@ -253,8 +259,9 @@ class ObsSpec:
         for key, kind in overrides.items():
             if key not in leaves or kind not in (*KINDS, "drop"):
                 raise UserError(f"override {key!r}: {kind!r} is wrong: keys are {', '.join(map(repr, leaves))}, kinds {', '.join(KINDS)} and drop")
-        parts = tuple(_modality(*leaf, overrides.get(key)) for key, leaf in leaves.items() if overrides.get(key) != "drop")
-        return cls(parts)
+        kept = {key: leaf for key, leaf in leaves.items() if overrides.get(key) != "drop"}
+        return cls(tuple(replace(_modality(path, leaf, overrides.get(key)), raw_dtype=str(leaf.dtype), in_dict=in_dict)
+                         for key, (path, in_dict, leaf) in kept.items()))
 
     def flatten(self, obs, batch: bool = False) -> dict[str, np.ndarray]:
         "One observation, or a batch with leading axis B in every leaf -> {key: array}. May share memory with `obs`."

@@ -1,4 +1,6 @@
 "Dreams: a perfect model dreams the truth, drift follows its formula, pictures say what is imagined, DreamEnv is a Gymnasium environment."
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium
@@ -7,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces as gs
-from gymnasium.vector import AutoresetMode
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from gymnasium.utils import env_checker, passive_env_checker
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import batch_space, iterate
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulus_nb.agent import Agent
 from simulus_nb.controller import ControllerConfig, sample_categorical
-from simulus_nb.dream import (CONTEXT, IMAGINED, DreamEnv, action_space, difference, dream_media, dream_step, dream_video, error_picture, film_strip,
-                              observation_space, open_loop, picture, raw_observation, token_accuracy, whole_windows)
+from simulus_nb.dream import (CONTEXT, IMAGINED, DreamEnv, action_space, difference, dream_media, dream_step, dream_video, error_curves, error_figure, error_picture,
+                              film_strip, observation_space, open_loop, picture, raw_observation, token_accuracy, whole_windows)
 from simulus_nb.envs import Catch, Collector
 from simulus_nb.evaluate import RandomAgent
 from simulus_nb.imagination import imagine
@@ -223,7 +228,7 @@ def test_media(tmp_path, make, steps):
     agent, replay = world(make, steps=steps)
     before, state = {k: v.clone() for k, v in agent.state_dict().items()}, torch.get_rng_state()
     files = dream_media(agent, replay, tmp_path / "media", dreams=2)
-    assert {p.name for p in files.values()} == {"dream.png", "dream.mp4"} and all(0 < p.stat().st_size < 1_000_000 for p in files.values())
+    assert {p.name for p in files.values()} == {"dream.png", "dream.mp4", "dream-error.png"} and all(0 < p.stat().st_size < 1_000_000 for p in files.values())
     assert torch.equal(state, torch.get_rng_state()) and all(torch.equal(before[k], v) for k, v in agent.state_dict().items())    # only looks
 
 
@@ -252,6 +257,18 @@ def test_whole_windows_are_different_and_in_one_episode(count, length, seed):
         assert len(replay.start[index[mask]].unique()) == 1 and (replay.position[index[mask]].diff() == 1).all()
 
 
+def test_error_curves_begin_at_the_reconstruction():
+    agent, replay = world(Mixed)
+    s = whole_windows(replay, 12, 7, generator())
+    real, loop = replay.gather_obs(s.index), open_loop(agent, s, 3)
+    for key, lines in error_curves(loop, real).items():
+        assert torch.equal(lines["dream"][:, :3].nan_to_num(), lines["V"][:, :3].nan_to_num()) and torch.equal(lines["V"].isnan(), ~s.mask)
+        assert ((lines["dream"][:, 3:] - loop.error()[key]).abs() <= lines["V"][:, 3:] + 1e-5)[s.mask[:, 3:]].all()        # triangle inequality
+    assert len(error_figure(loop, real).axes) == 4
+    few = loop.first(2)
+    assert torch.equal(few.dream, loop.dream[:2]) and torch.equal(few.error()["arm"], loop.error()["arm"][:2]) and few.context == 3
+
+
 TREES = [gs.Box(0, 255, (16, 16, 3), np.uint8), gs.Box(0, 255, (16, 16), np.uint8), gs.Discrete(5, start=2), gs.Box(-np.inf, np.inf, (2, 3)), gs.MultiDiscrete([[2, 3], [4, 5]]),
          gs.Dict({"a": gs.Tuple((gs.Discrete(3), gs.Dict({"x": gs.Box(-np.inf, np.inf, ()), "y": gs.MultiDiscrete([3, 4], start=[1, -1])}))), "b": gs.Box(0, 255, (16, 16, 1), np.uint8)})]
 
@@ -272,6 +289,33 @@ def test_spaces_are_rebuilt(tree):
 @pytest.mark.parametrize("space", [gs.Discrete(3), gs.Discrete(4, start=-1), gs.MultiDiscrete([3, 5]), gs.Box(-2, 3, (2,), np.float32), gs.Box(-2, 3, (2, 2), np.float64)])
 def test_action_spaces_are_rebuilt(space):
     assert action_space(ActionSpec.from_space(space)) == space
+
+
+LEAVES = [gs.Box(-3, 3, (2,), np.float64), gs.Box(-3, 3, (2,), np.float16), gs.Box(0, 4, (3,), np.int8), gs.Box(0, 200, (3,), np.uint8), gs.Box(-100, 100, (2,), np.int8),
+          gs.MultiBinary(4), gs.Box(0, 1, (3,), bool), gs.Box(0, 9, (4, 5, 2), np.uint8), gs.MultiDiscrete([3, 4], dtype=np.int32), gs.Box(2, 9, (), np.int16), gs.Discrete(4, start=-2)]
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=str)
+def test_number_formats_come_back(leaf):
+    leaf.seed(0)
+    spec, batch = ObsSpec.from_space(leaf), np.stack([leaf.sample() for _ in range(3)])
+    spec = ObsSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    raw = raw_observation(spec, spec.flatten(batch, batch=True))
+    assert raw.dtype == leaf.dtype and (np.allclose(raw, batch, rtol=1e-6) if leaf.dtype.kind == "f" else np.array_equal(raw, batch))     # float64 goes through float32
+    assert all(x in leaf and x in observation_space(spec) for x in iterate(batch_space(leaf, 3), raw)) and raw in batch_space(observation_space(spec), 3)
+
+
+def test_dicts_with_numbers_for_keys_come_back():
+    inner = gs.Tuple((gs.Discrete(3), gs.Dict({0: gs.Discrete(2), 1: gs.MultiBinary(2)})))
+    tree = gs.Dict({0: inner, 1: gs.Box(-np.inf, np.inf, (2,))})
+    spec = ObsSpec.from_json(json.loads(json.dumps(ObsSpec.from_space(tree).to_json())))
+    rebuilt = observation_space(spec)
+    assert isinstance(rebuilt, gs.Dict) and isinstance(rebuilt[0], gs.Tuple) and isinstance(rebuilt[0][1], gs.Dict)
+    batch = batch_space(tree, 2).sample()
+    back = raw_observation(spec, spec.flatten(batch, batch=True))
+    assert back in batch_space(tree, 2) and env_checker.data_equivalence(back, batch, exact=True)
+    old = {"modalities": [{k: v for k, v in m.items() if k not in ("in_dict", "raw_dtype")} for m in spec.to_json()["modalities"]]}
+    assert ObsSpec.from_json(old).flatten(batch, batch=True).keys() == spec.flatten(batch, batch=True).keys()      # written by an earlier release
+    with pytest.raises(UserError, match="in_dict"): Modality("a/b", "vector", (2,), in_dict=(True,))
 
 
 @pytest.mark.parametrize("make", [small_catch, Mixed])
@@ -303,6 +347,181 @@ def test_gymnasium_wrappers_work():
         *_, info = env.step(env.action_space.sample())
         if "episode" in info: lengths += info["episode"]["l"][info["_episode"]].tolist()
     assert lengths and max(lengths) <= 4
+
+
+class ClockEnv(gymnasium.Env):
+    "A hand on a dial of 7; the episode ends when it points to 0. It starts where `starts` says."
+    observation_space, action_space, starts = gs.Box(0, 6, (1,), np.int8), gs.Discrete(3), None
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.hand = self.starts.pop(0) if self.starts else int(self.np_random.integers(1, 7))
+        return np.array([self.hand], np.int8), {}
+    def step(self, action):
+        self.hand = (self.hand + int(action)) % 7
+        return np.array([self.hand], np.int8), float(self.hand), self.hand == 0, False, {}
+
+
+class ClockAgent(Clock):
+    "Dreams of it, without an error."
+    device = torch.device("cpu")
+    def __init__(self):
+        super().__init__(7, 0.0)
+        self.obs_spec, self.action_spec = ObsSpec.from_space(ClockEnv.observation_space), ActionSpec.from_space(ClockEnv.action_space)
+        self.tokenizer = MultiModalTokenizer(self.obs_spec)
+        self.layout = self.tokenizer.layout
+    def remember(self, z, action, mask=None):
+        return torch.zeros(1, len(z), 1, 1, 1)
+    def __call__(self, z, action, state=None, mask=None, first=1):
+        p, _ = super().__call__(z, action, state, mask, first)
+        return Prediction({"obs": p.obs["hand"]}, p.reward, p.done), torch.zeros(1, len(z), 1, 1, 1)
+
+
+def clock_dream(mode, n=3, horizon=5, **kwargs):
+    agent = ClockAgent()
+    replay = ReplayBuffer(500, agent.obs_spec, 1, 1, 1)
+    policy = RandomAgent(agent.obs_spec, agent.action_spec).policy(1, generator=generator())
+    replay.extend(0, Collector([ClockEnv], agent.obs_spec, agent.action_spec, seed=0).collect(policy, 100)[0][0])
+    return DreamEnv(agent, replay, n, horizon, context=2, autoreset_mode=mode, **kwargs)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_perfect_dream_is_the_vector_environment_itself(mode):
+    "Everything that Gymnasium's own SyncVectorEnv returns, in each way of beginning anew, infos included."
+    dream, rng = clock_dream(mode), np.random.default_rng(0)
+    starts, log = [[] for _ in range(3)], []
+    def note(obs, fresh):                                      # where dreams began, for the real clocks to begin there too
+        for i in np.flatnonzero(fresh): starts[i].append(int(obs[i, 0]))
+    obs, info = dream.reset(seed=4)
+    note(obs, np.ones(3, bool)); log.append((obs, info))
+    over = np.zeros(3, bool)
+    actions = rng.integers(0, 3, (60, 3))
+    for a in actions:
+        if mode is AutoresetMode.DISABLED and over.any():
+            obs, info = dream.reset(options={"reset_mask": over}); note(obs, over); log.append((obs, info))
+        out = dream.step(a)
+        note(out[0], over if mode is AutoresetMode.NEXT_STEP else (out[2] | out[3]) & (mode is AutoresetMode.SAME_STEP))
+        over = out[2] | out[3]; log.append(out)
+    def make(i):
+        env = ClockEnv(); env.starts = starts[i]
+        return gymnasium.wrappers.TimeLimit(env, 5)
+    real = SyncVectorEnv([lambda i=i: make(i) for i in range(3)], autoreset_mode=mode)
+    for name in ("observation_space", "single_observation_space"):
+        assert getattr(dream, name).shape == getattr(real, name).shape and getattr(dream, name).dtype == getattr(real, name).dtype
+    assert dream.action_space == real.action_space and dream.metadata["autoreset_mode"] == real.metadata["autoreset_mode"]
+    want = [real.reset(seed=4)]
+    over = np.zeros(3, bool)
+    for a in actions:
+        if mode is AutoresetMode.DISABLED and over.any(): want.append(real.reset(options={"reset_mask": over}))
+        obs, reward, terminated, truncated, info = real.step(a)
+        want.append((obs, reward.copy(), terminated.copy(), truncated & ~terminated, info))     # TimeLimit says both at once; a dream says how it was
+        over = want[-1][2] | want[-1][3]
+    assert len(want) == len(log)
+    for a, b in zip(log, want): assert env_checker.data_equivalence(a, b, exact=True), (a, b)
+    assert sum(x[2].sum() for x in want if len(x) == 5) > 5 and sum(x[3].sum() for x in want if len(x) == 5) > 5
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, "SameStep"])
+@pytest.mark.parametrize("make", [small_catch, Mixed])
+def test_gymnasium_checks(make, mode, tokens, recwarn):
+    "What Gymnasium's checker for single environments asks holds for the batch, too."
+    agent, replay = world(make)
+    env = DreamEnv(agent, replay, num_envs=3, horizon=4, autoreset_mode=mode, tokens=tokens)
+    env_checker.check_reset_seed_determinism(env)
+    env_checker.check_reset_options(env)
+    env_checker.check_reset_return_type(env)
+    passive_env_checker.env_reset_passive_checker(env, seed=1)
+    for space, kind in ((env.observation_space, "observation"), (env.action_space, "action"), (env.single_observation_space, "observation")):
+        passive_env_checker.check_space(space, kind, lambda *a: None)
+    for _ in range(12):
+        obs, *rest = env.step(env.action_space.sample())
+        passive_env_checker.check_obs(obs, env.observation_space, "step")
+        if "final_obs" in rest[-1]:
+            assert (rest[-1]["_final_obs"] == rest[1] | rest[2]).all()
+            assert all((o in env.single_observation_space) if over else o is None for o, over in zip(rest[-1]["final_obs"], rest[-1]["_final_obs"]))
+    assert not [w for w in recwarn if "gymnasium" in str(w.filename) and "float" not in str(w.message)]
+
+
+class One(gymnasium.Env):
+    "A single dream as an ordinary environment."
+    metadata, render_mode = {"render_modes": []}, None
+    def __init__(self, dreams):
+        self.dreams, self.observation_space, self.action_space = dreams, dreams.single_observation_space, dreams.single_action_space
+    def only(self, obs):
+        return next(iterate(self.dreams.observation_space, obs))
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        obs, info = self.dreams.reset(seed=seed, options=options)
+        return self.only(obs), info
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.dreams.step(np.array([action]))
+        return self.only(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+
+@pytest.mark.parametrize("make", [small_catch, Mixed])
+def test_gymnasium_check_env(make, recwarn):
+    "The whole checker, on one dream."
+    agent, replay = world(make)
+    env_checker.check_env(One(DreamEnv(agent, replay, 1, horizon=9)), skip_render_check=True)
+    allowed = ("infinity", "spec", "different")                # bounds of vectors are unknown; the environment is not registered
+    assert not [str(w.message) for w in recwarn if not any(word in str(w.message) for word in allowed)]
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_what_was_returned_stays(tokens):
+    "Later steps and new dreams write into nothing that was handed out."
+    agent, replay = world()
+    env = DreamEnv(agent, replay, num_envs=4, horizon=2, tokens=tokens, autoreset_mode="SameStep")
+    kept = [env.reset(seed=0)[0]] + [env.step([0, 1, 2, 0])[0] for _ in range(5)]
+    again = DreamEnv(agent, replay, num_envs=4, horizon=2, tokens=tokens, autoreset_mode="SameStep")
+    assert np.array_equal(kept[0], again.reset(seed=0)[0]) and all(np.array_equal(o, again.step([0, 1, 2, 0])[0]) for o in kept[1:])
+
+
+def test_tokens_decode_to_the_observation():
+    agent, replay = world(Mixed)
+    seen, bare = (DreamEnv(agent, replay, 3, 4, tokens=t) for t in (False, True))
+    (a, _), (b, _) = seen.reset(seed=2), bare.reset(seed=2)
+    for _ in range(9):
+        assert b in bare.observation_space and b.shape == (3, agent.tokenizer.layout.S)
+        back = raw_observation(agent.obs_spec, {k: x.numpy() for k, x in agent.tokenizer.decode(torch.from_numpy(b)).items()})
+        assert env_checker.data_equivalence(a, back, exact=True)
+        action = seen.action_space.sample()
+        (a, *_), (b, *_) = seen.step(action), bare.step(action)
+
+
+def test_order_of_calls():
+    env = clock_dream("Disabled")
+    with pytest.raises(ResetNeeded): env.step([0, 0, 0])
+    with pytest.raises(ResetNeeded): env.reset(options={"reset_mask": np.array([True, True, False])})
+    env.reset(options={})
+    for bad in (np.array([True]), np.ones((1, 3), bool), np.array([1, 1, 0]), [True, True, True], np.zeros(3, bool)):
+        with pytest.raises(UserError, match="reset_mask"): env.reset(options={"reset_mask": bad})
+    for _ in range(5): over = np.logical_or(*env.step([0, 0, 0])[2:4])
+    assert over.all()
+    with pytest.raises(ResetNeeded, match="have ended"): env.step([0, 0, 0])
+    before = env.z.clone()
+    obs, _ = env.reset(options={"reset_mask": np.array([True, False, True])})
+    assert obs[1] == before[1].numpy() and env.over.tolist() == [False, True, False]
+    env.close(), env.close()
+    for call in (env.reset, lambda: env.step([0, 0, 0])):
+        with pytest.raises(ClosedEnvironmentError): call()
+    with pytest.raises(ValueError): clock_dream("Never")
+
+
+def test_prepared_beginnings_change_nothing(monkeypatch):
+    "The same dreams whether a moment is prepared once or each time; and M and V are asked once for each."
+    agent, replay = world()
+    first, second = DreamEnv(agent, replay, 4, 3), DreamEnv(agent, replay, 4, 3)
+    actions = [np.full(4, t % 3) for t in range(40)]
+    a = [x.tobytes() for x in [first.reset(seed=1)[0]] + [first.step(x)[0] for x in actions]]
+    second.reset(seed=1)
+    second.start.prepare(torch.arange(len(second.start.rows)))
+    monkeypatch.setattr(second.start, "prepare", None)         # never again
+    second.generator.manual_seed(1)
+    second.z, second.memory = second.start.draw(4, second.generator)
+    b = [x.tobytes() for x in [second.form(second.see(second.z))] + [second.step(x)[0] for x in actions]]
+    assert a[0] == b[0] and np.mean([x == y for x, y in zip(a, b)]) > 0.9          # rounding may differ with the batch, and then dice fall otherwise
+    assert not first.start.known.all() and len(DreamEnv(agent, replay, 2, beginnings=7).reset()[0]) == 2
 
 
 def test_dreams_begin_in_real_moments():
@@ -361,3 +580,23 @@ def test_dream_env_refuses_nonsense():
         with pytest.raises(UserError, match="DreamEnv needs"): DreamEnv(agent, replay, **wrong)
     empty = ReplayBuffer(10, agent.obs_spec, 1, agent.tokenizer.layout.S)
     with pytest.raises(UserError, match="empty"): DreamEnv(agent, empty).reset()
+
+
+BOOK = Path(__file__).resolve().parents[1] / "nbs"
+
+@pytest.mark.parametrize("name", ["catch-dream", "rain-dream"])
+def test_stored_worlds_are_whole_and_small(name):
+    "Checksums are verified on loading; tools/inside_the_dream.py makes them."
+    folder = BOOK / "data" / name
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 1_500_000
+    agent = Agent.load(folder)
+    z = torch.zeros(2, agent.tokenizer.layout.S, dtype=torch.long)
+    after, reward, done, _ = dream_step(agent.world_model, z, torch.ones(2, 1, dtype=torch.long), agent.world_model.remember(z[:, None], torch.ones(2, 1, 1, dtype=torch.long)), generator())
+    assert after.shape == z.shape and reward.isfinite().all() and done.dtype == torch.bool
+
+
+def test_what_learnt_in_the_dream_plays_the_real_game():
+    "The stored experiment: PPO of another library, five seeds, against random play."
+    stored = json.loads((BOOK / "results" / "dream-ppo.json").read_text())
+    scores = [np.mean(r["returns"]) for r in stored["runs"] if r["observation"] == "tokens"]
+    assert len(scores) == 5 and min(scores) > 0.5 and stored["random"]["mean"] < -0.4 and min(stored["speed"].values()) > 0.8
