@@ -87,7 +87,8 @@ def rotate(
     sin: Tensor,                      # likewise
 ) -> Tensor:                          # (..., n, d_k), in the type of x
     "`rotate_reference` without its intermediate results; a compiler fuses the plain one by itself."
-    return rotate_reference(x, cos, sin).to(x.dtype) if torch.compiler.is_compiling() else _Turn.apply(x, cos, sin)
+    if torch.compiler.is_compiling(): return rotate_reference(x, cos, sin).to(x.dtype)
+    return _Turn.apply(x.expand(*torch.broadcast_shapes(x.shape[:-1], cos.shape[:-1]), -1), cos, sin)
 
 # %% ../nbs/09_retnet.ipynb #c023
 def to_heads(

@@ -253,6 +253,16 @@ def test_rotate_is_its_reference(lead, n, d_k, scaled, seed):
     assert torch.autograd.gradgradcheck(lambda x: rotate(x, cos, sin) ** 2, x)
 
 
+def test_rotate_broadcasts_like_its_reference():
+    "One vector at many positions, and many at one."
+    for x, n in ((torch.randn(1, 8, dtype=F64), 5), (torch.randn(2, 3, 1, 8, dtype=F64), 4), (torch.randn(3, 8, dtype=F64), 1)):
+        x.requires_grad_()
+        cos, sin = rotation(torch.arange(n), 8)
+        outs = [f(x, cos, sin) for f in (rotate, rotate_reference)]
+        same(*outs, 1e-14)
+        same(*(torch.autograd.grad(y.square().sum() + y.sum(), x)[0] for y in outs), 1e-13)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (1001, 999)])
 def test_dropout(p, shape):
