@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['registry', 'PRESET_HELP', 'Device', 'Run', 'COMMANDS', 'DISK', 'json_object', 'starting_point', 'announce',
            'how_to_resume', 'score_text', 'summary', 'TrainCommand', 'set_epochs', 'says_what', 'resumed', 'CannotDraw',
-           'Recorder', 'film_episode', 'EvaluateCommand', 'load_replay', 'DreamCommand', 'BenchCommand', 'one_line',
-           'read_options', 'parse', 'main']
+           'Recorder', 'film_episode', 'EvaluateCommand', 'load_replay', 'DreamCommand', 'BenchCommand', 'SuiteCommand',
+           'one_line', 'read_options', 'parse', 'main']
 
 # %% ../nbs/21_cli.ipynb #c002
 import argparse
@@ -34,11 +34,13 @@ from .agent import Agent
 from .bench import bench, bench_table, compare, compare_table
 from .checkpoint import CheckpointWarning, has_saves, is_whole, load_checkpoint
 from .config import PRESETS, Config, check_ranges, cost, differences, preset, preset_for
+from .distributed import LostError, from_first, join, leave, processes, rank, together
 from .dream import dream_media
 from .envs import make_env
-from .evaluate import Evaluation, evaluate, human_normalised
+from .evaluate import ATARI_SCORES, Evaluation, evaluate, human_normalised
 from .replay import ReplayBuffer
 from .spaces import UserError
+from .suite import RayPool, make_jobs, markdown, run_suite
 from .trainer import RunFolder, Signals, Stopped, Trainer, default_folder, env_maker, fill_replay, make_replay, pick_device
 
 # %% ../nbs/21_cli.ipynb #c005
@@ -72,13 +74,15 @@ def announce(trainer: Trainer) -> str:
     c = cost(trainer.config)
     parts = [f"{c[name]:,} of {name.upper()}" for name in "vmc" if name in trainer.learner.optimizers]      # without pictures V has nothing to learn
     done = f" ({trainer.epoch} epochs are done)" if trainer.epoch else ""
-    return (f"{trainer.config.env} on {trainer.device}, {trainer.config.epochs} epochs: {c['env_steps']:,} environment steps, "
+    where = f"{trainer.device}" if processes() == 1 else f"{processes()} processes ({trainer.device.type})"
+    return (f"{trainer.config.env} on {where}, {trainer.config.epochs} epochs: {c['env_steps']:,} environment steps, "
             f"updates: {', '.join(parts)}; everything goes to {trainer.folder.path}{done}")
 
 def how_to_resume(folder: RunFolder) -> str:
     "What to do after an interruption."
     where = "continue from the last checkpoint with" if has_saves(folder.checkpoint) else "nothing was saved yet (see --save-every); begin again with"
-    return f"{where}: simulus-nb train --resume --out {shlex.quote(str(folder.path))}"
+    program = "simulus-nb" if processes() == 1 else f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', processes())} -m simulus_nb.cli"
+    return f"{where}: {program} train --resume --out {shlex.quote(str(folder.path))}"
 
 # %% ../nbs/21_cli.ipynb #c012
 def score_text(env: str, result: Evaluation) -> str:
@@ -114,16 +118,22 @@ class TrainCommand:
     def run(self, command: str) -> None:
         "Train, evaluate and say where everything is."
         folder, env = RunFolder(self.folder), self.config.env
-        result = folder.result(self.config.epochs) if self.resume and is_whole(folder.checkpoint) else None
+        join()
+        result = from_first(lambda: folder.result(self.config.epochs) if self.resume and is_whole(folder.checkpoint) else None)
+        say = print if rank() == 0 else lambda *args, **kwargs: None
         try:
-            if result is None:
-                trainer = Trainer(self.config, folder.path, resume=self.resume, progress=sys.stderr.isatty(), command=command)
-                set_epochs(trainer, self.config.epochs)
-                print(announce(trainer), flush=True)
-                result = trainer.train().result
-            print(summary(folder, env, result))
+            with together():
+                if result is None:
+                    trainer = Trainer(self.config, folder.path, resume=self.resume, progress=sys.stderr.isatty(), command=command)
+                    set_epochs(trainer, self.config.epochs)
+                    say(announce(trainer), flush=True)
+                    result = trainer.train().result
+            say(summary(folder, env, result))
         except Stopped:
-            print(f"stopped; {how_to_resume(folder)}")
+            say(f"stopped; {how_to_resume(folder)}")
+        except LostError as e:
+            e.args = (f"{e}; {how_to_resume(folder)}",)
+            raise
         except KeyboardInterrupt:
             raise KeyboardInterrupt(how_to_resume(folder)) from None
 
@@ -134,7 +144,7 @@ def set_epochs(trainer: Trainer, epochs: int) -> None:
         raise UserError(f"{trainer.folder.path} has {trainer.epoch} epochs behind it: --epochs must be at least that, not {epochs}")
     if epochs != trainer.config.epochs:
         trainer.config = replace(trainer.config, epochs=epochs)
-        trainer.folder.write(trainer.folder.config, trainer.config.to_json())
+        from_first(lambda: trainer.folder.write(trainer.folder.config, trainer.config.to_json()))
 
 def says_what(argv: Sequence[str]) -> bool:
     "Whether a command says what to train, besides where, how long and that it should go on."
@@ -288,6 +298,34 @@ class BenchCommand:
             self.json.write_text(json.dumps({"command": command, **found}, indent=1) + "\n", encoding="utf8")
 
 # %% ../nbs/21_cli.ipynb #c025
+@dataclass(frozen=True)
+class SuiteCommand:
+    "Train games times seeds on a Ray cluster, or on this machine's GPUs and CPUs, and collect a table. Started again it does the rest. Options after -- go to every run."
+    games: tuple[str, ...] = field(default=tuple(ATARI_SCORES), metadata=dict(help="games of Atari-100K, or environment ids"))
+    seeds: tuple[int, ...] = field(default=(0, 1, 2, 3, 4), metadata=dict(help="seeds of each game", low=0))
+    preset: Literal[tuple(PRESETS)] | None = field(default=None, metadata=dict(help="settings of every run; without it the ones made for its game"))
+    out: Path = field(default=Path("runs/suite"), metadata=dict(help="folder of the run folders, their logs and results.md, .csv and .json"))
+    cpus: float = field(default=1.0, metadata=dict(help="CPUs of a run", low=0.01))
+    gpus: float = field(default=1.0, metadata=dict(help="GPUs of a run; 0.25 puts four runs on each; nothing without GPUs", low=0))
+    retries: int = field(default=2, metadata=dict(help="attempts after a first that failed", low=0))
+    options: tyro.conf.Suppress[tuple[str, ...]] = ()
+
+    def run(self, command: str) -> None:
+        "Train what is not finished, and print the table; `UserError` if runs failed."
+        check_ranges(self)
+        if self.gpus > 1 and self.gpus % 1:
+            raise UserError(f"gpus = {self.gpus:g} must be a whole number, or a share of one GPU")
+        words = [*(["--preset", self.preset] if self.preset else []), *self.options]
+        jobs = make_jobs(self.games, self.seeds, self.out, words, lambda argv: parse(argv).config)
+        try:
+            rows = run_suite(jobs, self.out, lambda lock: RayPool(self.cpus, self.gpus, lock), self.retries, command)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"all runs are saved; go on with the same command: {command}") from None
+        print(f"\n{markdown(rows)}\n{self.out / 'results.md'}")
+        if failed := [job for job in jobs if job.status == "failed"]:
+            raise UserError(f"{len(failed)} of {len(jobs)} runs failed, see {', '.join(str(job.log) for job in failed)}; the same command tries them again")
+
+# %% ../nbs/21_cli.ipynb #c027
 def one_line(box: str) -> str:
     "A framed complaint of tyro's as one line: its first paragraph, then the options or commands it suggests."
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box).strip()
@@ -311,7 +349,8 @@ def read_options(argv: Sequence[str], base: Config):
     "The command that `argv` asks for; options left out come from `base`. SystemExit after --help, `UserError` for what is no option."
     name = tyro.conf.subcommand
     commands = Union[Annotated[TrainCommand, name("train", default=TrainCommand(base))], Annotated[EvaluateCommand, name("evaluate")],
-                     Annotated[DreamCommand, name("dream")], Annotated[BenchCommand, name("bench", default=BenchCommand(base))]]
+                     Annotated[DreamCommand, name("dream")], Annotated[BenchCommand, name("bench", default=BenchCommand(base))],
+                     Annotated[SuiteCommand, name("suite")]]
     about = "Train, watch and measure agents that learn in the dreams of a token-based world model."
     box = io.StringIO()
     try:
@@ -323,24 +362,28 @@ def read_options(argv: Sequence[str], base: Config):
         command = next((word for word in argv if not word.startswith("-")), "")
         raise UserError(f"{one_line(box.getvalue())} (see simulus-nb {command + ' ' if command in COMMANDS else ''}--help)") from None
 
-COMMANDS = ("train", "evaluate", "dream", "bench")
+COMMANDS = ("train", "evaluate", "dream", "bench", "suite")
 
 def parse(argv: Sequence[str]):
     "The command that `argv` asks for, with the settings of its run where it resumes one."
+    if argv[:1] == ["suite"] and "--" in argv:
+        cut = argv.index("--")
+        return replace(parse(argv[:cut]), options=tuple(argv[cut + 1:]))
     command = read_options(argv, starting_point(argv))
     if isinstance(command, TrainCommand) and command.resume and (RunFolder(command.folder).config.exists() or not says_what(argv)):
         return resumed(command, lambda base: read_options(argv, base))
     return command
 
-# %% ../nbs/21_cli.ipynb #c027
+# %% ../nbs/21_cli.ipynb #c029
 DISK = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise the limit of a file's size", errno.EACCES: "choose another folder", errno.EPERM: "choose another folder",
         errno.EROFS: "choose another folder", errno.ENOENT: "create its folder first", errno.ENOTDIR: "choose another folder", errno.EISDIR: "give the name of a file"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     "The command `simulus-nb`; `argv` without the program's name, None for `sys.argv`. Returns the exit code: 0, 2 for a mistake, 130 for an interruption."
     argv = sys.argv[1:] if argv is None else list(argv)
-    def complain(text: str, code: int) -> int:
-        print(f"simulus-nb: {text}", file=sys.stderr)
+    def complain(text: str, code: int, error: BaseException | None = None) -> int:
+        if not getattr(error, "told", False):                   # by another process of the same run
+            print(f"simulus-nb: {text}", file=sys.stderr)
         return code
     try:
         with warnings.catch_warnings(), Signals() if argv[:1] == ["train"] else contextlib.nullcontext():      # from the start: building takes its time
@@ -349,6 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = lambda text, kind, *where: complain(str(text), 0) if issubclass(kind, CheckpointWarning) else usual(text, kind, *where)
             try:
                 parse(argv).run("simulus-nb " + shlex.join(argv))
+                leave()
             finally:
                 sys.stdout.flush()
         return 0
@@ -358,10 +402,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
         return 141                                              # as a shell says it
     except UserError as e:
-        return complain(" ".join(str(e).split()), 2)
+        return complain(" ".join(str(e).split()), 2, e)
     except KeyboardInterrupt as e:
         return complain(f"interrupted; {e}" if str(e) else "interrupted", 130)
     except OSError as e:
         if e.errno not in DISK:
             raise
-        return complain(f"cannot write {e.filename or 'a file'}: {e.strerror}; {DISK[e.errno]}", 2)
+        return complain(f"cannot write {e.filename or 'a file'}: {e.strerror}; {DISK[e.errno]}", 2, e)
+
+if __name__ == "__main__" and __spec__ is not None:             # python -m simulus_nb.cli, not a notebook
+    sys.exit(main())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .controller import Controller, LSTMState, actor_state, entropy, log_prob, sample_categorical
+from .distributed import everyone, mean_of_all
 from .replay import Segment
 from .returns import ReturnScale, lambda_return
 from .spaces import TokenLayout, UserError
@@ -102,9 +103,9 @@ def controller_loss(
     value = controller.value.decode(value_logits.detach())                      # (B, H), a number to the rest: sg
     target = lambda_return(dream.reward, dream.done, value, gamma=config.gamma, lam=config.lam)[:, :-1]     # Eq. (12.1)
     alive, logits, kind = dream.alive[:, :-1].to(value.dtype), logits[:, :-1], controller.action_spec.kind
-    share = alive / alive.sum()
+    share = alive / mean_of_all(alive.sum())                                    # of all processes, where there are several
     mean = lambda x: (x * share).sum()                                          # Eq. (14.11)
-    c = scale.update(torch.where(alive > 0, target, target[:, :1]))
+    c = scale.update(everyone(torch.where(alive > 0, target, target[:, :1])))
     advantage = (target - value[:, :-1]) / c.clamp(min=1)                       # Eq. (12.9)
     bonus = entropy(logits, kind)
     objective = mean(advantage * log_prob(logits, dream.action[:, :-1], kind) + config.entropy * bonus)      # Eq. (14.12)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distributed import everyone
 from .spaces import UserError
 
 # %% ../nbs/06_vqvae.ipynb #c005
@@ -187,7 +188,8 @@ def loss_terms(
     x = to_float(images, V.codebook.dtype)
     h = V.features(x)                                                          # (B, K, D)
     rows = h.detach().flatten(0, 1)                                            # (M, D)
-    if V.training: V.table.start(rows)
+    seen = everyone(rows) if V.training else rows                              # in several processes the whole batch moves the codebook
+    if V.training: V.table.start(seen)
     z, distance = nearest_entry(rows, V.codebook)
     e = V.embed(z.view(h.shape[:2]))                                           # (B, K, D)
     y = V.render(straight_through(h, e)).to(x.dtype)                           # (B, C, H, W)
@@ -196,7 +198,7 @@ def loss_terms(
         codebook=(h.detach() - e).square().mean(),                             # Eq. (6.7)
         commitment=(e.detach() - h).square().mean(),                           # Eq. (6.8)
         perceptual=x.new_zeros(()) if perceptual is None else perceptual(x, y).mean(),   # Eq. (6.9)
-    ), rows, z, distance
+    ), seen, z, distance
 
 # %% ../nbs/06_vqvae.ipynb #c035
 class VQVAE(nn.Module):
@@ -243,6 +245,7 @@ class VQVAE(nn.Module):
     def loss(self, images: Tensor, perceptual: nn.Module | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         "Eq. (6.10) and scalars to log; arguments as of `loss_terms`. In training mode with `ema` it moves the codebook."
         t, h, z, distance = loss_terms(self, images, perceptual)
+        if self.training: z, distance = everyone(z), everyone(distance)                      # like h
         loss = t["pixel"] + self.config.commitment * t["commitment"] + t["perceptual"]       # Eq. (6.10)
         if self.config.codebook == "gradient": loss = loss + t["codebook"]                   # Eq. (6.10)
         use, perplexity = code_use(z, self.config.vocab)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .distributed import mean_of_all, processes
 from .pop import pop
 from .retnet import RetNet, RetNetConfig
 from .scalars import HLGauss
@@ -170,7 +171,8 @@ def world_model_loss(
     prediction, _ = model(z[:, :-1], action[:, :-1], mask=mask[:, :-1], first=context)
     now, then = slice(context - 1, -1), slice(context, None)
     weight = (mask[:, now] & mask[:, then]).to(_full(prediction.done).dtype)    # Eq. (11.17), w
-    average = lambda x: (x * weight).sum() / weight.sum().clamp(min=1)          # Eq. (11.17)
+    count = mean_of_all(weight.sum()).clamp(min=1 / processes())                # of all processes, where there are several
+    average = lambda x: (x * weight).sum() / count                              # Eq. (11.17)
     each = modality_losses(model.layout, prediction, z[:, then])                # Eq. (11.13a)
     obs = average(observation_loss(model.layout, each))                         # Eq. (11.13)
     rew = average(model.reward.loss(prediction.reward, reward[:, now]))         # Eq. (11.14)

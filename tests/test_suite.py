@@ -1,0 +1,186 @@
+"""Many runs: order and bounds, locks, retries, the table; and on a local Ray a suite that is killed and goes on, with a run that fails among others that do not."""
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulus_nb import suite
+from simulus_nb.cli import main, parse
+from simulus_nb.config import preset
+from simulus_nb.evaluate import ATARI_SCORES
+from simulus_nb.spaces import UserError
+from simulus_nb.suite import attempt, claim, env_id, last_line, make_jobs, makespan_bounds, markdown, row, run_jobs, schedule, slots, take
+from simulus_nb.trainer import RunFolder
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs file locks and signals")
+TOY = shlex.split("""--epochs 3 --save-every 1 --collect.steps 40 --collect.num-envs 2 --collect.capacity 160 --tokenizer.image.code-dim 8 --tokenizer.image.vocab 16
+  --world-model.retnet.width 16 --world-model.retnet.heads 2 --world-model.retnet.layers 1 --controller.width 16 --controller.channels 4 4 --train-v.batch 4 --train-v.steps 3
+  --train-v.start 0 --train-m.batch 4 --train-m.steps 3 --train-m.start 0 --train-c.batch 4 --train-c.steps 3 --train-c.start 1 --evaluation.episodes 3
+  --evaluation.num-envs 2 --evaluation.every 0 --threads 1 --device cpu""")
+read = lambda argv: parse(argv).config
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=30), st.integers(1, 7))
+def test_list_scheduling_keeps_its_promise(seconds, m):
+    for order, longest_first in ((seconds, False), (sorted(seconds, reverse=True), True)):
+        plan = schedule(order, m)
+        end, (low, high) = max(e for _, _, e in plan), makespan_bounds(order, m)
+        assert low - 1e-9 <= end <= high + 1e-9 and all(abs(e - b - p) < 1e-9 for (_, b, e), p in zip(plan, order))
+        if longest_first:
+            assert end <= (4 / 3 - 1 / (3 * m)) * high
+        for slot in range(m):
+            mine = sorted((b, e) for s, b, e in plan if s == slot)
+            assert all(e <= b + 1e-9 for (_, e), (b, _) in zip(mine, mine[1:]))
+
+
+def test_slots():
+    assert slots([{"CPU": 16, "GPU": 1}], 1, 0.25) == 4 and slots([{"CPU": 3, "GPU": 1}], 1, 0.25) == 3
+    assert slots([{"CPU": 16, "GPU": 2}], 2, 0.3) == 6 and slots([{"CPU": 16, "GPU": 5}] * 2, 1, 2) == 4
+    assert slots([{"CPU": 2}], 1, 0) == 2 and slots([{"CPU": 2}], 1, 1) == 0 == slots([], 1, 1)
+
+
+def test_jobs(tmp_path):
+    assert env_id("Pong") == "ALE/Pong-v5" and env_id("CartPole-v1") == "CartPole-v1"
+    jobs = make_jobs(["Pong", "simulus/Catch-v0", "ALE/Pong-v5"], (0, 2, 2), tmp_path, ["--epochs", "7"], read)
+    assert [j.name for j in jobs] == ["ALE/Pong-v5 seed 0", "ALE/Pong-v5 seed 2", "simulus/Catch-v0 seed 0", "simulus/Catch-v0 seed 2"]
+    assert [j.folder.name for j in jobs[1:3]] == ["ALE-Pong-v5-seed2", "simulus-Catch-v0-seed0"] and all(j.config.epochs == 7 for j in jobs)
+    for job in jobs:                                            # what the table says is what is run
+        command = parse(job.words)
+        assert command.config == job.config and command.out == job.folder and command.resume
+    assert jobs[0].config == preset("atari100k").change({"env": "ALE/Pong-v5", "epochs": 7})
+    assert [j.words[-2:] for j in jobs] == [("--epochs", "7")] * 4 and jobs[0].work() > jobs[2].work() > 0 == jobs[0].done()
+    with pytest.raises(UserError, match="leave out --seed"):
+        make_jobs(["Pong"], (0,), tmp_path, ["--seed=3"], read)
+    with pytest.raises(UserError, match="--no-such"):
+        make_jobs(["Pong"], (0,), tmp_path, ["--no-such", "3"], read)
+    RunFolder(jobs[2].folder).create(jobs[2].config)
+    with pytest.raises(UserError, match="holds a run with collect.steps = 120, not 50: choose another folder"):
+        make_jobs(["simulus/Catch-v0"], (0,), tmp_path, ["--collect.steps", "50"], read)
+
+
+def test_defaults():
+    command = parse(["suite"])
+    assert command.games == tuple(ATARI_SCORES) and command.seeds == (0, 1, 2, 3, 4) and len(command.games) == 26
+    assert parse(["suite", "--gpus", "0.5", "--", "--train-m.lr", "1"]).options == ("--train-m.lr", "1")
+
+
+def test_locks(tmp_path):
+    path = tmp_path / "a" / "suite.lock"
+    with claim(path) as lock:
+        with pytest.raises(UserError, match="another suite is at work in"), claim(path):
+            pass
+        assert take(path, shared=True) is None
+        lock.close()
+        with take(path, shared=True), take(path, shared=True):
+            assert take(path) is None
+    with claim(path):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"), claim(tmp_path / "file" / "suite.lock"):
+        pass
+
+
+def test_attempt(tmp_path):
+    log, lock, here = str(tmp_path / "log"), str(tmp_path / "lock"), str(tmp_path)
+    program = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: (print('saved'), sys.exit(0))); print(os.getcwd(), flush=True); time.sleep({})"
+    with claim(Path(lock)):
+        assert attempt([sys.executable, "-c", program.format(0)], log, lock, here) == 0 and Path(log).read_text().strip() == here
+        assert attempt([sys.executable, "-c", "import sys; sys.exit('simulus-nb: no')"], log, lock, here) == 1 and last_line(Path(log)) == "no"
+        assert attempt([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], log, lock, here) == -9
+        orphan = subprocess.Popen([sys.executable, "-c", "import time; print(1); time.sleep(1)"], stdout=take(log))      # of a suite that was killed
+        assert attempt([sys.executable, "-c", "print(2)"], log, lock, here) == 0 and orphan.poll() == 0
+        assert last_line(Path(log)) == "2" and last_line(tmp_path / "none") == ""
+    assert attempt([sys.executable, "-c", "print(3)"], log, lock, here) is None and last_line(Path(log)) == "2"
+    script = f"import sys, threading\nfrom simulus_nb.suite import attempt, claim, Path\nwith claim(Path({lock!r})) as f:\n    threading.Timer(2, f.close).start()\n" \
+             f"    print(attempt([sys.executable, '-c', {program.format(60)!r}], {log!r}, {lock!r}, {here!r}))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "0\n" and last_line(Path(log)) == "saved"
+
+
+def test_retries(tmp_path):
+    "What fails is tried again after the others, so often and no more."
+    jobs = make_jobs(["simulus/Catch-v0"], range(4), tmp_path, (), read)
+    order, codes = [], {0: [0], 1: [2, 2, 2], 2: [-9, 0], 3: [None, 0]}
+    jobs[3].finished = lambda: order.count(3) == 2
+    for i, job in enumerate(jobs[:3]):
+        job.finished = lambda i=i: order.count(i) == len(codes[i]) and codes[i][-1] == 0
+    jobs[1].log.write_text("simulus-nb: no such world\n")
+    start = lambda job: order.append(job.config.seed) or (job.config.seed, order.count(job.config.seed))
+    seen = []
+    run_jobs(jobs, 2, start, lambda handles: (handles[0], codes[handles[0][0]][handles[0][1] - 1]), 2, lambda job: seen.append((job.config.seed, job.status, job.error)))
+    assert [j.status for j in jobs] == ["finished", "failed", "finished", "finished"] and [j.attempts for j in jobs] == [1, 3, 2, 2]
+    assert order[:4] == [0, 1, 2, 3] and jobs[1].error == "no such world" and jobs[0].error == jobs[2].error == ""
+    assert (2, "waiting", "killed by signal 9") in seen and (3, "waiting", "its worker was lost") in seen
+    assert suite.describe(jobs[1]).startswith("simulus/Catch-v0 seed 1: attempt 3 failed (no such world); see ") and suite.describe(jobs[0]) == "simulus/Catch-v0 seed 0: finished"
+
+
+def test_without_ray(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["suite", "--games", "simulus/Catch-v0", "--out", str(tmp_path / "s")]) == 2
+    assert capsys.readouterr().err == 'simulus-nb: a suite runs on Ray, which is not installed: pip install "simulus-nb[sweep]"\n'
+    assert main(["suite", "--gpus", "1.5"]) == 2 and "whole number" in capsys.readouterr().err
+    assert main(["suite", "--games", "simulus/Catch-v0", "--out", str(tmp_path / "s"), "--", "--epoch", "3"]) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+# on Ray
+
+def finished(out):
+    "Folders with a manifest, and when it was written."
+    return {p.parent.name: p.stat().st_mtime_ns for p in out.glob("*/manifest.json")}
+
+
+def test_killed_suite_goes_on_and_failures_harm_nobody(tmp_path):
+    "Two games, two seeds, killed in the middle; then with a third game that does not exist."
+    pytest.importorskip("ray")
+    out, env = tmp_path / "a suite", os.environ | {"OMP_NUM_THREADS": "1"}
+    command = lambda *games: [sys.executable, "-m", "simulus_nb.cli", "suite", "--out", str(out), "--retries", "1", "--seeds", "0", "1", "--games", *games, "--", *TOY]
+    both = ("CartPole-v1", "FrozenLake-v1")
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(command(*both), env=env, stdout=said, stderr=said)
+        while not finished(out) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "said").read_text()
+    early = finished(out)
+    assert 1 <= len(early) < 4
+    done = subprocess.run(command(*both, "NoSuchWorld-v0"), env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "2 of 6 runs failed" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert {k: v for k, v in finished(out).items() if k in early} == early and len(finished(out)) == 4
+    rows = json.loads((out / "results.json").read_text())["runs"]
+    assert [(r["env"], r["seed"]) for r in rows] == [(g, k) for g in (*both, "NoSuchWorld-v0") for k in (0, 1)]
+    for r in rows[:4]:
+        assert r["status"] == "finished" and r["env_steps"] == 120 and r["wall_seconds"] > 0 and r["error"] == ""
+        assert r["attempts"] == 0 if Path(r["folder"]).name in early else r["attempts"] <= 1        # a run that outlived its suite was waited for
+        assert r["score"] == json.loads((Path(r["folder"]) / "evaluation.json").read_text())["mean"]
+        assert shlex.split(r["command"]) == ["simulus-nb", "train", "--resume", "--out", r["folder"], "--env", r["env"], "--seed", str(r["seed"]), *TOY]
+    for r in rows[4:]:
+        assert (r["status"], r["attempts"], r["score"]) == ("failed", 2, None) and "NoSuchWorld" in r["error"]
+        assert Path(r["folder"] + ".log").read_text().count("simulus-nb: ") == 2
+    with open(out / "results.csv", newline="") as f:
+        assert [(r["env"], r["status"]) for r in csv.DictReader(f)] == [(r["env"], r["status"]) for r in rows]
+    assert (out / "results.md").read_text() == markdown(rows) in done.stdout
+    assert "attempt 1 failed" in done.stdout and "will be tried again" in done.stdout
+
+
+def test_ctrl_c_saves_every_run(tmp_path):
+    pytest.importorskip("ray")
+    out = tmp_path / "suite"
+    command = [sys.executable, "-m", "simulus_nb.cli", "suite", "--out", str(out), "--seeds", "0", "--games", "simulus/Catch-v0", "--", *TOY, "--epochs", "2000"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = RunFolder(out / "simulus-Catch-v0-seed0")
+    while not folder.history() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said, error = process.communicate()
+    assert process.returncode == 130 and error == f"simulus-nb: interrupted; all runs are saved; go on with the same command: simulus-nb {shlex.join(command[3:])}\n"
+    assert "stopped; continue from the last checkpoint" in last_line(Path(f"{folder.path}.log"))
+    assert take(f"{folder.path}.log") and json.loads((out / "results.json").read_text())["runs"][0]["status"] == "waiting"
