@@ -142,6 +142,7 @@ class Config:
     compile: bool = field(default=False, metadata=dict(help="compile the networks with torch.compile"))
     graphs: bool = field(default=False, metadata=dict(help="replay every update as one CUDA graph"))
     threads: int = field(default=0, metadata=dict(help="CPU threads of PyTorch (0: its own choice)", low=0))
+    log: Literal["none", "wandb", "trackio"] = field(default="none", metadata=dict(help="where to report besides TensorBoard, if that package is installed"))
     epochs: int = field(default=600, metadata=dict(help="epochs in all", low=1))
     save_every: int = field(default=25, metadata=dict(help="epochs between checkpoints", low=1))
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -6,7 +6,7 @@
 __all__ = ['STAGES', 'STRETCH', 'CURVES', 'BAR', 'pick_device', 'adamw', 'update', 'losses_of', 'Learner', 'default_folder',
            'RunFolder', 'git_commit', 'circumstances', 'env_maker', 'infer_specs', 'make_agent', 'make_replay',
            'fill_replay', 'Stopped', 'Signals', 'pause', 'Listening', 'Cursor', 'RunState', 'average', 'Stages',
-           'Epochs', 'Repeated', 'Checkpoints', 'plot_history', 'Run', 'Trainer']
+           'Epochs', 'Repeated', 'Checkpoints', 'plot_history', 'find_tracker', 'Run', 'Trainer']
 
 # %% ../nbs/20_trainer.ipynb #c003
 import json
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,7 +43,7 @@ from .accelerate import GraphedStep, compile_parts, pick_precision, use_precisio
 from .agent import Agent
 from .checkpoint import (Checkpoint, CheckpointWarning, DamagedError, flatten_optimizer, has_saves, load_checkpoint, load_module, restore_optimizer,
                                    rng_state, save_checkpoint, set_rng_state, write_atomic)
-from .config import Config, differences
+from .config import Config, differences, flat
 from .distributed import (any_of, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place, processes, rank,
                                     share_random)
 from .dream import dream_media
@@ -598,6 +599,16 @@ def plot_history(history: list[dict]) -> Figure:      # one record per epoch, as
     return figure
 
 # %% ../nbs/20_trainer.ipynb #c050
+def find_tracker(name: str) -> Any:             # none, wandb or trackio
+    "The module that keeps a run's curves elsewhere too, None for `none`. Both offer `init`, `log` and `finish`. Of several processes the first one reports."
+    if name == "none" or rank() > 0:
+        return None
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UserError(f"--log {name} needs a package that is not installed: pip install {name}, or leave the option out") from None
+
+# %% ../nbs/20_trainer.ipynb #c052
 class Run(Checkpoints):
     "The state of a run together with its folder, new or taken up again."
 
@@ -613,12 +624,15 @@ class Run(Checkpoints):
         if config is None and out is None:
             raise UserError("resuming needs the run's folder: --out DIR")
         self.folder = RunFolder(out or default_folder(config))
+        if config is not None:
+            find_tracker(config.log)         # complains before anything is written
         self.progress, self.command = progress, command or " ".join(["python", *sys.argv])
         join()
         there = from_first(self.folder.config.exists)
         if there and not resume:
             self.folder.create(config)       # says that the folder is taken, before anything is built
         super().__init__(self.folder.read_config() if there or config is None else config)
+        self.tracker = find_tracker(self.config.log)
         if not there:
             from_first(lambda: self.folder.create(config))
         elif has_saves(self.folder.checkpoint):
@@ -647,13 +661,15 @@ class Run(Checkpoints):
             write_atomic(self.folder.metrics, lines)
 
     def log(self, record: dict[str, Any], writer: SummaryWriter) -> None:
-        "One epoch's metrics to metrics.jsonl and TensorBoard."
+        "One epoch's metrics to metrics.jsonl, TensorBoard and the tracker, if there is one."
         with open(self.folder.metrics, "a", encoding="utf8") as f:
             f.write(json.dumps(record) + "\n")
         for key, value in record.items():
             writer.add_scalar(key, value, self.env_steps)
+        if self.tracker is not None:
+            self.tracker.log(record, step=self.env_steps)
 
-# %% ../nbs/20_trainer.ipynb #c051
+# %% ../nbs/20_trainer.ipynb #c053
 class Trainer(Run):
     "A run from beginning to end: collect, learn V, M and C, epoch after epoch, everything in one folder."
     result: Evaluation | None = None         # the final evaluation, once there is one
@@ -668,6 +684,8 @@ class Trainer(Run):
         bar = tqdm(total=self.config.epochs, initial=self.epoch, disable=rank() > 0 or not self.progress, unit="epoch", dynamic_ncols=True)
         purge = self.env_steps + 1 if self.epoch else None                                                      # drop what was logged after the checkpoint
         writer = SummaryWriter(str(self.folder.path), purge_step=purge) if rank() == 0 else nullcontext()
+        if self.tracker is not None:
+            self.tracker.init(project="simulus-nb", name=self.folder.path.name, config=flat(self.config))
         with Signals(), bar, writer:
             try:
                 self.run_epochs(begin, bar, writer)
@@ -675,6 +693,9 @@ class Trainer(Run):
                 self.seconds = time.perf_counter() - begin
                 self.save_moment(self.folder.checkpoint)
                 raise
+            finally:
+                if self.tracker is not None:
+                    self.tracker.finish()
             return self.finish()
 
     def run_epochs(self, begin: float, bar: tqdm, writer: SummaryWriter) -> None:

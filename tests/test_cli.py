@@ -83,7 +83,7 @@ def test_every_setting_is_an_option():
             other[name] = tuple(x * 2 for x in value)
             argv += [str(x) for x in other[name]]
         elif isinstance(value, str):
-            other[name] = {"device": "cpu", "precision": "bfloat16", "tokenizer.image.codebook": "gradient"}.get(name, "random")
+            other[name] = {"device": "cpu", "precision": "bfloat16", "log": "trackio", "tokenizer.image.codebook": "gradient"}.get(name, "random")
             argv.append(other[name])
         else:
             other[name] = value + 2 if isinstance(value, int) else value / 2 + 0.01

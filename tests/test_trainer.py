@@ -164,3 +164,26 @@ def test_other_environments(tmp_path, env, envs):
         action = agent.act(obs)
         assert world.action_space.contains(action) or world.action_space.contains(np.asarray(action, world.action_space.dtype))
         obs, *_ = world.step(action)
+
+
+def test_a_tracker_hears_what_metrics_jsonl_holds(tmp_path, monkeypatch):
+    "Weights & Biases and trackio are asked only if wanted, and told every epoch's numbers; what is not installed is said before anything is written."
+    import sys
+    import types
+    from simulus_nb.config import flat
+    said = []
+    fake = types.SimpleNamespace(init=lambda **kw: said.append(("init", kw)), log=lambda record, step: said.append(("log", step, dict(record))), finish=lambda: said.append(("finish",)))
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    monkeypatch.setitem(sys.modules, "wandb", None)                             # as if it were not installed
+    tiny = preset("catch").change({"epochs": 2, "collect.steps": 40, "train_v.start": 0, "train_v.steps": 1, "train_m.start": 9, "train_c.start": 9,
+                                   "evaluation.every": 0, "evaluation.episodes": 1, "evaluation.num_envs": 1})
+    with pytest.raises(UserError, match="--log wandb .*pip install wandb"): Trainer(tiny.change({"log": "wandb"}), tmp_path / "a", progress=False)
+    assert not (tmp_path / "a").exists()
+    config = tiny.change({"log": "trackio"})
+    trainer = Trainer(config, tmp_path / "b", progress=False).train()
+    history = trainer.folder.history()
+    assert said[0] == ("init", dict(project="simulus-nb", name="b", config=flat(config))) and said[-1] == ("finish",)
+    assert [(step, record) for _, step, record in said[1:-1]] == [(r["env_steps"], r) for r in history] and len(history) == 2
+    said.clear()
+    Trainer(tiny, tmp_path / "c", progress=False).train()
+    assert not said
