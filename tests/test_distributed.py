@@ -5,11 +5,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from test_crash import everything
 
 from simulus_nb import distributed
 from simulus_nb.checkpoint import load_checkpoint
@@ -57,16 +57,6 @@ def test_two_processes_are_one(fork, tmp_path, changes, double, tolerance):
         assert first["metrics"][stage] == pytest.approx(metrics, rel=1e-3, abs=1e-5), stage
     assert all(torch.equal(first["random"][k], second["random"][k]) for k in first["random"])
     assert torch.equal(one["random"]["generator"], first["random"]["generator"])            # batches and play drew the same
-
-
-def everything(folder):
-    "What a run ends with, clocks left out."
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = load_checkpoint(folder / "checkpoint")
-    tensors = {f"{group}/{name}": t for group, members in found.tensors.items() if group != "metrics" for name, t in members.items()}
-    metrics = [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in RunFolder(folder).history()]
-    return tensors, {k: v for k, v in found.meta.items() if k != "seconds"}, metrics, json.loads((folder / "evaluation.json").read_text())
 
 
 @pytest.fixture(scope="module")
