@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from .accelerate import pick_precision
 from .config import Config, cost
 from .evaluate import RandomAgent
 from .imagination import dream_step
@@ -127,7 +128,7 @@ class Bench(Stages):
 
     def play(self) -> None:
         "Sixteen steps of every environment, nothing stored."
-        with self.learner.arithmetic():
+        with self.learner.arithmetic(self.agent):
             self.collector.collect(self.policy, 16 * self.config.collect.num_envs)
 
     def dream_step(self, context, step: Callable) -> Callable[[], object]:
@@ -136,7 +137,7 @@ class Bench(Stages):
         with torch.no_grad():
             memory = M.remember(z[:, :2], a[:, :2], mask[:, :2])
         def work():
-            with torch.no_grad(), self.learner.arithmetic():
+            with torch.no_grad(), self.learner.arithmetic(M):
                 return step(M, z[:, 2], a[:, 2], memory)
         return work
 
@@ -164,7 +165,7 @@ def memory_in_use(device: torch.device) -> int | None:
 def bench(config: Config, repeats: int = 10) -> dict:
     "Seconds, operations and memory of every part, and what they predict for the whole run; plain JSON values."
     stand = Bench(config)
-    low = stand.learner.arithmetic().__class__ is torch.autocast
+    low = pick_precision(config.precision, stand.device) == "bfloat16"
     one, flops, products, peak = {}, {}, {}, {}
     for name, (work, units) in stand.parts().items():
         if stand.device.type == "cuda": torch.cuda.reset_peak_memory_stats()

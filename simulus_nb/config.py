@@ -64,7 +64,8 @@ class MTraining:
 class CTraining:
     "Learning the controller, in dreams only."
     batch: int = field(default=128, metadata=dict(help="dreams per update", low=1))
-    burn_in: int = field(default=20, metadata=dict(help="real steps before a dream", low=1))
+    burn_in: int = field(default=20, metadata=dict(help="real steps that C reads up to where a dream begins", low=1))
+    context: int = field(default=2, metadata=dict(help="real steps that M reads before a dream", low=0))
     horizon: int = field(default=10, metadata=dict(help="observations per dream H", low=2))
     steps: int = field(default=80, metadata=dict(help="updates per epoch", low=0))
     start: int = field(default=50, metadata=dict(help="first epoch with updates (0-based)", low=0))

@@ -59,7 +59,7 @@ class ModalityEncoder(nn.Module):
         self.out = nn.Sequential(nn.Linear(width * group.count, config.width), nn.LayerNorm(config.width), nn.SiLU())
 
     def forward(self, z: Tensor) -> Tensor:                  # (n, K_i * C_i) -> (n, width)
-        x = self.embed(z)                                    # (n, K_i, width_E)
+        x = self.embed(z, self.out[0].weight.dtype)          # (n, K_i, width_E)
         if self.group.grid is not None:
             x = self.conv(x.movedim(-1, 1).unflatten(-1, self.group.grid))      # Eq. (13.5), (n, c2, rows, cols)
         return self.out(x.flatten(1))                        # Eq. (13.4)
@@ -93,9 +93,8 @@ class Trunk(nn.Module):
         return torch.stack([self.encode(z), self.actions(action)], 2)           # Eq. (13.1)
 
     def run(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "LSTM over x (B, n, width) from h, c (B, width): all hidden states, and the last h and c. In the state's precision, whatever autocast says."
-        with torch.autocast(x.device.type, enabled=False):
-            y, (h, c) = self.lstm(x.to(h.dtype), (h[None].contiguous(), c[None].contiguous()))     # Eqs. (13.9), (13.10)
+        "LSTM over x (B, n, width) from h, c (B, width), in their precision: all hidden states, the last h and c."
+        y, (h, c) = self.lstm(x.to(h.dtype), (h[None].contiguous(), c[None].contiguous()))  # Eqs. (13.9), (13.10)
         return y, h[0], c[0]
 
 # %% ../nbs/13_controller.ipynb #c023
@@ -142,7 +141,7 @@ class ActorCritic(nn.Module):
 
     def initial_state(self, batch: int) -> LSTMState:
         "Nothing seen yet."
-        zeros = self.critic.weight.new_zeros(len(self.trunks), batch, self.config.width)
+        zeros = self.trunks[0].lstm.weight_hh_l0.new_zeros(len(self.trunks), batch, self.config.width)
         return zeros, zeros
 
     def read(self, xs: list[Tensor], state: LSTMState) -> tuple[Tensor, LSTMState]:
@@ -152,12 +151,13 @@ class ActorCritic(nn.Module):
 
     def heads(self, h: Tensor) -> tuple[Tensor, Tensor]:     # (trunks, ..., width) -> (..., K_a, N_a), (..., bins)
         "Logits of π, Eq. (13.14), and of V̂, for `value.decode`: Eq. (13.15)."
-        return self.policy(h[0]), self.critic(h[-1])                            # Eqs. (13.14), (13.15)
+        return self.policy(h[0]), self.critic(h[-1].to(self.critic.weight.dtype))       # Eqs. (13.14), (13.15)
 
     def policy(self, h: Tensor) -> Tensor:                   # (..., width) -> (..., K_a, N_a)
         "Logits of π from the actor's hidden state: Eq. (13.14)."
         spec = self.action_spec
-        return mask_invalid(self.actor(h).unflatten(-1, (spec.count, spec.vocab)), spec.nvec)      # Eq. (13.14)
+        logits = self.actor(h.to(self.actor.weight.dtype))                      # Eq. (13.14)
+        return mask_invalid(logits.unflatten(-1, (spec.count, spec.vocab)), spec.nvec)
 
 # %% ../nbs/13_controller.ipynb #c028
 class Controller(ActorCritic):

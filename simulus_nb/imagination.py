@@ -47,11 +47,14 @@ def dream_step(
     world_model: WorldModel,
     z: Tensor,                                    # (B, S) tokens of the present observation
     action: Tensor,                               # (B, K_a) action tokens
-    memory: Tensor,                               # M's state before this step
+    memory: Tensor | None,                        # M's state before this step; None: nothing seen yet
     generator: torch.Generator | None = None,
+    past: list[Tensor] | None = None,             # z, action, mask (B, c, ...) of steps to read before this one
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:       # next z (B, S), expected reward (B,), end (B,) bool, next state
     "M's answer to one action, drawn: the inner half of Eq. (14.2)."
-    prediction, memory = world_model(z[:, None], action[:, None], memory)
+    now = [z[:, None], action[:, None], torch.ones_like(z[:, :1], dtype=torch.bool)]
+    z, action, mask = now if past is None else (torch.cat(x, 1) for x in zip(past, now))
+    prediction, memory = world_model(z, action, memory, mask if past else None, first=z.shape[1])
     reward = world_model.reward.decode(prediction.reward)[:, 0]                                 # Eq. (14.5)
     done = torch.rand(len(z), device=z.device, generator=generator) < prediction.done[:, 0].float().sigmoid()   # Eq. (14.4)
     return sample_observation(world_model.layout, prediction, generator)[:, 0], reward, done, memory            # Eq. (14.3)
@@ -64,19 +67,23 @@ def imagine(
     context: Segment,                             # real steps; its last row is where the dream begins
     horizon: int,                                 # H observations, at least 2
     generator: torch.Generator | None = None,     # on the device of the context
+    blocks: int | None = None,                    # M reads so many of the last real steps before z_1; None: all
 ) -> Dream:
     "Roll M and C forward from the end of a real context: Eq. (14.2). Reads neither real rewards nor real ends."
     if horizon < 2:
         raise UserError(f"a dream needs a horizon of 2 observations or more, got {horizon}")
-    before = context.mask[:, :-1]
-    memory = world_model.remember(context.z[:, :-1], context.action[:, :-1], before)
-    start = controller.remember(context.z[:, :-1], context.action[:, :-1], before)
+    real = context.z.shape[1] - 1
+    start = controller.remember(context.z[:, :-1], context.action[:, :-1], context.mask[:, :-1])
+    recent = slice(0 if blocks is None else max(0, real - blocks), real)        # Eq. (14.2a)
+    past = [x[:, recent] for x in (context.z, context.action, context.mask)]
     state = actor_state(start)                                                  # values are asked for later, all at once
-    z, action, alive, steps = context.z[:, -1], None, torch.ones(len(context.z), device=context.z.device), []
+    z, action, memory = context.z[:, -1], None, None
+    alive, steps = torch.ones(len(z), device=z.device), []
     for _ in range(horizon - 1):
         logits, state = controller.decide(z, state, action)                     # reads a_{t-1} and z_t
         action = sample_categorical(logits, generator)                          # Eq. (14.2), a_t ~ π
-        after, reward, done, memory = dream_step(world_model, z, action, memory, generator)                    # Eq. (14.2), M(τ_t)
+        after, reward, done, memory = dream_step(world_model, z, action, memory, generator, past)  # Eq. (14.2)
+        past = None                                                             # M has read it
         steps.append((z, action, reward, done.float(), alive))
         z, alive = after, alive * (1 - done.float())                            # Eq. (14.6)
     steps.append((z, torch.zeros_like(action), torch.zeros_like(reward), torch.zeros_like(done), alive))

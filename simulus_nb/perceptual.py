@@ -96,8 +96,10 @@ def read_trunk(path: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
 def unit_channels(
     features: Tensor,   # (B, C, H, W)
 ) -> Tensor:            # (B, C, H, W)
-    "Features scaled to length 1 over channels at every position: Eq. (5.2)."
-    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)    # Eq. (5.2)
+    "Features scaled to length 1 over channels at every position, in float32 at least: Eq. (5.2)."
+    wide = torch.promote_types(features.dtype, torch.float32)       # they will be subtracted from others like them
+    length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide)
+    return features / (length + 1e-10)                          # Eq. (5.2)
 
 # %% ../nbs/05_perceptual.ipynb #c021
 class PerceptualLoss(nn.Module):
@@ -115,6 +117,7 @@ class PerceptualLoss(nn.Module):
         self.scale = frame.scaling_layer
         self.slices = nn.ModuleList([getattr(frame.net, f"slice{l}") for l in range(1, 6)])
         self.heads = nn.ModuleList([head.model[-1] for head in frame.lins])                  # the dropout before it stays behind
+        self.to(memory_format=torch.channels_last)
 
     def features(
         self,
@@ -124,7 +127,7 @@ class PerceptualLoss(nn.Module):
         if x.shape[1] not in (1, 3): raise UserError(f"the perceptual loss wants 1 or 3 colours, got {x.shape[1]}: set --tokenizer.image.perceptual none")
         if min(x.shape[2:]) < self.smallest:
             raise UserError(f"the perceptual loss wants at least {self.smallest}x{self.smallest} pixels, got {x.shape[2]}x{x.shape[3]}: set --tokenizer.image.perceptual none")
-        f, out = self.scale(x.expand(-1, 3, -1, -1)), []
+        f, out = self.scale(x.expand(-1, 3, -1, -1)).to(self.slices[0][0].weight.dtype), []
         for layers in self.slices:
             f = layers(f)                                                                    # Eq. (5.1)
             out.append(f)
@@ -136,8 +139,9 @@ class PerceptualLoss(nn.Module):
         y: Tensor,      # (B, C, H, W) in [-1, 1]
     ) -> Tensor:        # (B,)
         "Distance of each pair: Eq. (5.3)."
-        pairs = zip(self.heads, self.features(x), self.features(y))
-        return sum(head((unit_channels(a) - unit_channels(b)).square()).mean((1, 2, 3)) for head, a, b in pairs)   # Eq. (5.3)
+        pairs = zip(self.features(x), self.features(y))
+        gaps = ((unit_channels(b) - unit_channels(a)).square() for a, b in pairs)
+        return sum(gap.mean((2, 3)) @ head.weight.flatten().to(gap.dtype) for head, gap in zip(self.heads, gaps))   # Eq. (5.3)
 
 # %% ../nbs/05_perceptual.ipynb #c022
 def make_perceptual(choice: str) -> PerceptualLoss | None:

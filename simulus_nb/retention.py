@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['retention_recurrent', 'decay_powers', 'decay_mask', 'retention_parallel', 'DecayTables', 'decay_tables',
-           'block_states', 'read_blocks', 'retention_chunkwise']
+           'block_writes', 'block_states', 'states_around', 'read_blocks', 'retention_chunkwise']
 
 # %% ../nbs/08_retention.ipynb #c002
 from typing import NamedTuple
@@ -23,11 +23,10 @@ def retention_recurrent(
     dtype = torch.promote_types(k.dtype, torch.float32)         # states: float32 at least
     S = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=dtype) if state is None else state.to(dtype)
     gamma, out = decay.to(S)[:, None, None], []
-    with torch.autocast(k.device.type, enabled=False):
-        for n in range(q.shape[2]):
-            q_n, k_n, v_n = (x[:, :, n, None].to(dtype) for x in (q, k, v))     # (B, h, 1, d) rows
-            S = gamma * S + k_n.mT @ v_n                        # Eq. (8.1): fade, then write
-            out.append(q_n @ S)                                 # Eq. (8.1): read
+    for n in range(q.shape[2]):
+        q_n, k_n, v_n = (x[:, :, n, None].to(dtype) for x in (q, k, v))     # (B, h, 1, d) rows
+        S = gamma * S + k_n.mT @ v_n                            # Eq. (8.1): fade, then write
+        out.append(q_n @ S)                                     # Eq. (8.1): read
     return torch.cat(out, 2).to(q.dtype), S
 
 # %% ../nbs/08_retention.ipynb #c010
@@ -60,11 +59,12 @@ def retention_parallel(
 
 # %% ../nbs/08_retention.ipynb #c024
 class DecayTables(NamedTuple):
-    "All powers of `decay` that blocks need: constants, built once by `decay_tables` and shared by all layers."
-    intra: Tensor       # (h, n, n) decay^(p-m) inside a block; a smaller n is a slice of it
-    read: Tensor        # (h, n) decay^(p+1), from the state before the block to token p
-    write: Tensor       # (h, L) decay^(L-1-p), from token p to the end of its block
-    block: Tensor       # (h, T+1, T+1) decay^(L(t-j)), from boundary j to boundary t; a smaller T is a slice of it
+    "All powers of `decay` that blocks need: constants, made once by `decay_tables`, shared by all layers."
+    intra: Tensor       # (h, 1, n, n) decay^(p-m) inside a block; a smaller n is a slice of it
+    read: Tensor        # (h, 1, n, 1) decay^(p+1), from the state before the block to token p
+    write: Tensor       # (h, 1, L, 1) decay^(L-1-p), from token p to the end of its block
+    block: Tensor       # (h, T+1, T+1) decay^(L(t-j)), from boundary j to t; a smaller T is a slice
+    block_low: Tensor   # the same in the type of the other tables
 
 def decay_tables(
     decay: Tensor,                              # (h,)
@@ -74,39 +74,72 @@ def decay_tables(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,   # default: that of `decay`
 ) -> DecayTables:
-    "Powers computed in float64 and stored as `dtype`. Where a device lacks float64, keep `decay` on the CPU."
-    n = L if n is None else n
+    """Powers computed in float64, stored as `dtype`; `block` as float32 at least.
+
+    Where a device lacks float64, keep `decay` on the CPU."""
+    n, wide = L if n is None else n, torch.promote_types(dtype, torch.float32)
     age = torch.arange(max(n, L), device=decay.device)
-    powers = (decay_mask(n, decay), decay_powers(decay, age[:n] + 1),                   # Eq. (8.7)
-              decay_powers(decay, age[:L].flip(0)), decay_mask(T + 1, decay.double() ** L))     # Eqs. (8.8), (8.10)
-    return DecayTables(*(x.to(device=device, dtype=dtype) for x in powers))
+    inside = (decay_mask(n, decay), decay_powers(decay, age[:n] + 1)[..., None],    # Eq. (8.7)
+              decay_powers(decay, age[:L].flip(0))[..., None])                  # Eq. (8.8)
+    between = decay_mask(T + 1, decay.double() ** L).to(device)                 # Eq. (8.10)
+    return DecayTables(*(x[:, None].to(device=device, dtype=dtype) for x in inside),
+                       between.to(wide), between.to(dtype))
 
 # %% ../nbs/08_retention.ipynb #c026
-def block_states(
+def block_writes(
     k: Tensor,                              # (B, h, T, L, d_k)
     v: Tensor,                              # (B, h, T, L, d_v)
-    decay: Tensor,                          # (h,)
+    tables: DecayTables,                    # from `decay_tables` with this L
+) -> Tensor:                                # (B, h, T, d_k, d_v) U_1, ..., U_T, in the type of k
+    "What every block adds to the state: Eq. (8.8)."
+    return (k * tables.write).mT @ v                            # Eq. (8.8)
+
+def block_states(
+    U: Tensor,                              # (B, h, T, d_k, d_v) from `block_writes`
+    tables: DecayTables,                    # from `decay_tables` with at least this T
     state: Tensor | None = None,            # (B, h, d_k, d_v) the past, S_0; None: nothing yet
-    *,
-    tables: DecayTables | None = None,      # from `decay_tables` with this L and at least this T
-) -> Tensor:                                # (B, h, T+1, d_k, d_v): S_0, S_1, ..., S_T, float32 at least
-    "The state at every block boundary, by one product with a triangular matrix: Eqs. (8.8) and (8.10)."
-    T, L = k.shape[2:4]
-    dtype = torch.promote_types(k.dtype, torch.float32)
-    tables = tables or decay_tables(decay, T, L, dtype=dtype, device=k.device)
-    with torch.autocast(k.device.type, enabled=False):          # sums over the past keep all their digits
-        U = (k.to(dtype) * tables.write[:, None, :, None].to(dtype)).mT @ v.to(dtype)   # (B, h, T, d_k, d_v), Eq. (8.8)
-        A = tables.block[:, :T + 1, :T + 1].to(dtype)
-        if state is None: A = A[:, :, 1:]                       # no column for U_0: S_0 = 0
-        else: U = torch.cat([state.to(dtype)[:, :, None], U], 2)
-        return (A @ U.flatten(3)).unflatten(3, U.shape[3:])     # Eq. (8.10)
+    first: int = 0,                         # boundaries first, ..., last
+    last: int | None = None,                # None: T
+) -> Tensor:                                # (B, h, last - first + 1, d_k, d_v): S_first, ..., S_last
+    """States at block boundaries, by one product with a triangular matrix: Eq. (8.10).
+
+    In the type of U where there is no past, else in the wider one of U and `state`."""
+    T = U.shape[2]
+    rows = slice(first, (T if last is None else last) + 1)
+    if T == 1 and first == 1:                                   # S_1 = U_1 + what is left of S_0
+        S = U
+    else:
+        block = tables.block if U.dtype == tables.block.dtype else tables.block_low
+        S = (block[:, rows, 1:T + 1] @ U.flatten(3)).unflatten(3, U.shape[3:])      # Eq. (8.10)
+    if state is None:
+        return S
+    return torch.addcmul(S, tables.block[:, rows, 0, None, None], state[:, :, None])    # Eq. (8.10), U_0
+
+def states_around(
+    U: Tensor,                              # (B, h, T, d_k, d_v) from `block_writes`
+    tables: DecayTables,                    # from `decay_tables` with at least this T
+    state: Tensor | None,                   # (B, h, d_k, d_v) S_0; None: nothing yet
+    first: int,                             # from where on states are wanted for who stands behind a block
+    keep: bool = True,                      # False: S_T for later is not wanted (None)
+) -> tuple[Tensor | None, Tensor, Tensor | None]:   # S_0..S_{T-1} (None: all empty), S_first..S_T, S_T
+    "States that a pass over T blocks reads, in the type of U where they may be, and the one it keeps, float32."
+    T, wide = U.shape[2], tables.block.dtype
+    if T == 1 and first == 1:
+        before, after = state if state is None else state[:, :, None], block_states(U, tables, state, 1)
+    else:
+        before, after = (block_states(U, tables, state, *ends) for ends in ((0, T - 1), (first, T)))
+    if not keep:
+        return before, after, None
+    kept = after.dtype == wide and first <= T
+    end = after if kept else block_states(U.to(wide), tables, state, T)
+    return before, after, end[:, :, -1]
 
 # %% ../nbs/08_retention.ipynb #c028
 def read_blocks(
     q: Tensor,                              # (B, h, T, n, d_k)
     k: Tensor,                              # (B, h, T, n, d_k)
     v: Tensor,                              # (B, h, T, n, d_v)
-    states: Tensor,                         # (B, h, T, d_k, d_v) the state before each block
+    states: Tensor | None,                  # (B, h, T, d_k, d_v) the state before each block; None: no past
     decay: Tensor,                          # (h,)
     *,
     tables: DecayTables | None = None,      # from `decay_tables` with at least this n
@@ -115,9 +148,14 @@ def read_blocks(
     n = q.shape[3]
     tables = tables or decay_tables(decay, 0, n, dtype=q.dtype, device=q.device)
     scores = q @ k.mT                                           # (B, h, T, n, n)
-    scores *= tables.intra[:, None, :n, :n].to(scores.dtype)    # in place: the largest tensor here
-    past = q * tables.read[:, None, :n, None].to(q.dtype)
-    return scores @ v + past @ states.to(q.dtype)               # Eq. (8.7)
+    scores *= tables.intra[..., :n, :n]                         # in place: the largest tensor here
+    if states is None:
+        return scores @ v                                       # Eq. (8.4)
+    past = (q * tables.read[..., :n, :]) @ states.to(q.dtype)
+    if len(scores) < len(past):                                 # the same readers in every row
+        return scores @ v + past                                # Eq. (8.7)
+    flat = [x.flatten(0, 2) for x in (past, scores, v)]
+    return torch.baddbmm(*flat).view_as(past)                   # Eq. (8.7) in one call
 
 # %% ../nbs/08_retention.ipynb #c030
 def retention_chunkwise(
@@ -135,7 +173,10 @@ def retention_chunkwise(
     cuts, out = [(0, T, chunk_size)] + [(T * chunk_size, 1, rest)] * (rest > 0), []
     for start, T, L in cuts:                                    # at most two: whole chunks, then the rest
         qs, ks, vs = (x[:, :, start:start + T * L].unflatten(2, (T, L)) for x in (q, k, v))
-        states = block_states(ks, vs, decay, state)
-        out.append(read_blocks(qs, ks, vs, states[:, :, :-1], decay).flatten(2, 3))
-        state = states[:, :, -1]
+        wide = torch.promote_types(ks.dtype, torch.float32)     # sums over the past keep their digits
+        tables = decay_tables(decay, T, L, dtype=wide, device=ks.device)
+        past = None if state is None else state.to(wide)
+        S = block_states(block_writes(ks.to(wide), vs.to(wide), tables), tables, past)
+        out.append(read_blocks(qs, ks, vs, S[:, :, :-1], decay).flatten(2, 3))
+        state = S[:, :, -1]
     return torch.cat(out, 2), state

@@ -204,10 +204,15 @@ class TokenEmbedding(nn.Module):
                 self.table.weight.data.copy_(torch.cat([ordered_rows(n, width) for n in sizes]))      # Eq. (7.12a)
             self.register_buffer("offsets", table_offsets(group), persistent=False)
 
-    def forward(self, z: Tensor) -> Tensor:                  # (..., K_i * C_i) -> (..., K_i, width)
+    def forward(
+        self,
+        z: Tensor,                                           # (..., K_i * C_i)
+        dtype: torch.dtype | None = None,                    # in which V's codebook is read; None: its own
+    ) -> Tensor:                                             # (..., K_i, width)
         "Vectors x of tokens z."
         if self.codebook is not None:
-            return self.project(F.embedding(z, self.codebook().detach()))       # Eqs. (7.10), (7.14)
+            book = self.codebook().detach().to(dtype)
+            return self.project(F.embedding(z, book))                           # Eqs. (7.10), (7.14)
         row = z.unflatten(-1, self.offsets.shape) + self.offsets                # (..., K_i, C_i) rows of the table
         if row.shape[-1] == 1:
             return self.table(row.squeeze(-1))                                  # Eqs. (7.11), (7.12)

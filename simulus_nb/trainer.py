@@ -140,7 +140,7 @@ class Learner:
 
     def _v(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
         tokenizer = self.agent.tokenizer.train()
-        with self.arithmetic():
+        with self.arithmetic(tokenizer, self.perceptual):
             loss, metrics = self.losses["v"](frames, self.perceptual)
         norm = update(tokenizer, self.optimizers["v"], loss, self.config.train_v.clip)
         tokenizer.eval()
@@ -148,19 +148,22 @@ class Learner:
 
     def _m(self, segment: dict[str, Tensor]) -> dict[str, Tensor]:
         s, model = Segment(**segment), self.agent.world_model.train()
-        with self.arithmetic(), own_noise(self.generator, self.agent.device):
+        with self.arithmetic(model), own_noise(self.generator, self.agent.device):
             loss, metrics = self.losses["m"](s.z, s.action, s.reward, s.done, s.mask, self.config.train_m.context)
         norm = update(model, self.optimizers["m"], loss, self.config.train_m.clip)
         model.eval()
         return {**metrics, "grad_norm": norm}
 
     def _c(self, context: dict[str, Tensor], actor: bool) -> dict[str, Tensor]:
-        c, agent = self.config.train_c, self.agent
-        with self.arithmetic(), own_noise(self.generator, agent.device) as generator:
-            dream = imagine(agent.world_model, agent.controller, Segment(**context), c.horizon, generator)
-        with self.arithmetic():                                 # a context of its own: see chapter 29
+        c, model, controller = self.config.train_c, self.agent.world_model, self.agent.controller
+        with self.arithmetic(model, controller), own_noise(self.generator, self.agent.device) as generator:
+            dream = imagine(model, controller, Segment(**context), c.horizon, generator, c.context)
+        controller.train()                                      # cuDNN's LSTM learns in no other mode
+        with self.arithmetic(controller):
             loss, metrics = self.losses["c" if actor else "critic"](dream, self.scale, c.loss, actor)
-        return {**metrics, "grad_norm": update(agent.controller, self.optimizers["c"], loss, c.clip)}
+        norm = update(controller, self.optimizers["c"], loss, c.clip)
+        controller.eval()
+        return {**metrics, "grad_norm": norm}
 
 # %% ../nbs/20_trainer.ipynb #c016
 def default_folder(config: Config) -> Path:
@@ -402,7 +405,7 @@ class Stages(RunState):
         "Play on with the current C and keep what happened, a stretch at a time: Eq. (20.1)."
         c, values = self.config.collect, self.so_far()
         while (played := sum(one["steps"] for one in values)) < c.steps:
-            with self.learner.arithmetic():
+            with self.learner.arithmetic(self.agent):
                 streams, episodes = from_first(lambda: self.collector.collect(self.policy, min(c.steps - played, STRETCH * c.num_envs)))
             share_random(self.generator)                        # the policy has drawn
             for env, rows in enumerate(streams):
@@ -436,7 +439,7 @@ class Stages(RunState):
     def tokenise(self, batch: int = 512) -> None:
         "Give every stored observation its tokens, once: Eq. (20.7)."
         for index in self.replay.filled().split(batch):         # Eq. (20.7)
-            with self.learner.arithmetic():
+            with self.learner.arithmetic(self.agent.tokenizer):
                 self.replay.set_tokens(index, in_parts(lambda rows: self.agent.tokenizer.encode(self.replay.gather_obs(rows)), index))
             pause()                                             # taken up again, this stage starts over: it draws nothing and comes to the same
 
@@ -488,7 +491,7 @@ class Epochs(Stages):
     def evaluate(self, episodes: int | None = None) -> Evaluation:
         "Play evaluation episodes with the current agent. Training's random streams are not touched."
         e, make = self.config.evaluation, lambda: Listening(env_maker(self.config, training=False)())
-        with self.learner.arithmetic():
+        with self.learner.arithmetic(self.agent):
             return from_first(lambda: evaluate(self.agent, [make] * e.num_envs, episodes or e.episodes, e.temperature, seed=self.config.seed + 10_000))
 
 # %% ../nbs/20_trainer.ipynb #c045

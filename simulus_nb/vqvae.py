@@ -87,11 +87,10 @@ def nearest_entry(
     codebook: Tensor,   # (N, D) entries
 ) -> tuple[Tensor, Tensor]:   # (M,) int64 entry of each vector, (M,) squared distance to it
     "The nearest entry of every vector, by one matrix product: Eqs. (6.3), (6.4). Of equal results the first."
-    with torch.autocast(h.device.type, enabled=False):      # nearly equal distances need full precision
-        h = h.to(codebook.dtype)
-        partial = torch.addmm(codebook.square().sum(-1), h, codebook.T, alpha=-2)   # (M, N): Eq. (6.4) without |h|^2
-        least, z = partial.min(-1)                          # Eq. (6.3): |h|^2 is the same for every entry
-        return z, (least + h.square().sum(-1)).clamp(min=0)  # rounding may fall below 0
+    h = h.to(codebook.dtype)                                # nearly equal distances need full precision
+    partial = torch.addmm(codebook.square().sum(-1), h, codebook.T, alpha=-2)   # (M, N): Eq. (6.4) without |h|^2
+    least, z = partial.min(-1)                              # Eq. (6.3): |h|^2 is the same for every entry
+    return z, (least + h.square().sum(-1)).clamp(min=0)     # rounding may fall below 0
 
 # %% ../nbs/06_vqvae.ipynb #c019
 def straight_through(
@@ -112,10 +111,9 @@ def ema_update(
     eps: float = 1e-5,  # Laplace smoothing: nothing is divided by 0
 ) -> tuple[Tensor, Tensor, Tensor]:   # new count, new total, new codebook (N, D)
     "Every entry moves towards the mean of the vectors that chose it: Eqs. (6.11), (6.12)."
-    with torch.autocast(h.device.type, enabled=False):
-        chose = F.one_hot(z, len(count)).to(total.dtype)                       # (M, N); a product, not a scatter: same result every run
-        count = decay * count + (1 - decay) * chose.sum(0)                     # Eq. (6.11)
-        total = decay * total + (1 - decay) * chose.T @ h.to(total.dtype)      # Eq. (6.11)
+    chose = F.one_hot(z, len(count)).to(total.dtype)        # (M, N); a product, not a scatter: same result every run
+    count = decay * count + (1 - decay) * chose.sum(0)                         # Eq. (6.11)
+    total = decay * total + (1 - decay) * chose.T @ h.to(total.dtype)          # Eq. (6.11)
     n = count.sum()
     smooth = (count + eps) / (n + len(count) * eps) * n                        # Eq. (6.12)
     return count, total, total / smooth[:, None]                               # Eq. (6.12)
@@ -144,6 +142,8 @@ def code_use(
 # %% ../nbs/06_vqvae.ipynb #c031
 class Codebook(nn.Module):
     "The entries E (N, D) and what moves them."
+    keeps_float32 = True                                                   # nearly equal distances: chapter 29
+
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config, entries = config, torch.randn(config.vocab, config.code_dim)
@@ -208,7 +208,9 @@ class VQVAE(nn.Module):
         self.config, self.in_channels = config, in_channels
         self.grid = (config.image_size // 2**config.stages,) * 2        # rows, cols of tokens
         self.K = self.grid[0] * self.grid[1]                            # Eq. (6.2a)
-        self.encoder, self.table, self.decoder = image_encoder(config, in_channels), Codebook(config), image_decoder(config, in_channels)
+        self.encoder, self.decoder = image_encoder(config, in_channels), image_decoder(config, in_channels)
+        self.table = Codebook(config)
+        self.to(memory_format=torch.channels_last)                      # rows of pixels, as frames are stored
 
     to_uint8 = staticmethod(to_uint8)
 
@@ -222,7 +224,8 @@ class VQVAE(nn.Module):
         x, size = to_float(images, self.codebook.dtype), self.config.image_size
         if x.shape[1:] != (self.in_channels, size, size):
             raise UserError(f"expected images of {size}x{size} pixels and {self.in_channels} channels, got (channels, height, width) = {tuple(x.shape[1:])}")
-        return self.encoder(x).flatten(2).transpose(1, 2).to(self.codebook.dtype)  # Eq. (6.1)
+        h = self.encoder(x.to(self.encoder[0].weight.dtype))                       # Eq. (6.1)
+        return h.flatten(2).transpose(1, 2).to(self.codebook.dtype)
 
     def embed(self, tokens: Tensor) -> Tensor:
         "Entries E(z) of `tokens`, (...) -> (..., D)."
@@ -230,7 +233,8 @@ class VQVAE(nn.Module):
 
     def render(self, e: Tensor) -> Tensor:
         "Decoder on rows of entries, (B, K, D) -> (B, C, H, W): Eq. (6.2)."
-        return self.decoder(e.transpose(1, 2).unflatten(2, self.grid))             # Eq. (6.2)
+        x = e.to(self.decoder[0].weight.dtype).transpose(1, 2).unflatten(2, self.grid)
+        return self.decoder(x)                                                     # Eq. (6.2)
 
     @torch.no_grad()
     def encode(self, images: Tensor, batch: int = 256) -> Tensor:
@@ -240,7 +244,7 @@ class VQVAE(nn.Module):
 
     def decode(self, tokens: Tensor) -> Tensor:
         "Tokens (B, K) to images (B, C, H, W) in [-1, 1]."
-        return self.render(self.embed(tokens)).clamp(-1, 1)
+        return self.render(self.embed(tokens)).to(self.codebook.dtype).clamp(-1, 1)
 
     def loss(self, images: Tensor, perceptual: nn.Module | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         "Eq. (6.10) and scalars to log; arguments as of `loss_terms`. In training mode with `ema` it moves the codebook."

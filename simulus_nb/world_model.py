@@ -41,8 +41,9 @@ class BlockEmbedding(nn.Module):
 
     def forward(self, z: Tensor, action: Tensor) -> Tensor:  # (B, T, S), (B, T, K_a) -> (B, T, L, d)
         "X_t of every step."
-        parts = [embed(z[..., span]) for embed, span in zip(self.obs, self.spans)]      # Eq. (11.5)
-        return torch.cat([*parts, self.action(action)], -2)                             # Eq. (11.4)
+        last = self.action(action)
+        parts = [embed(z[..., span], last.dtype) for embed, span in zip(self.obs, self.spans)]  # Eq. (11.5)
+        return torch.cat([*parts, last], -2)                                            # Eq. (11.4)
 
 # %% ../nbs/11_world_model.ipynb #c015
 def head(
@@ -123,9 +124,11 @@ class WorldModel(nn.Module):
         state: Tensor | None = None,                         # S_0 (layers, B, h, d_k, d_v); None: nothing seen yet
         mask: Tensor | None = None,                          # (B, T) False where padded
         first: int = 1,                                      # predict from S_first on
-    ) -> tuple[Prediction, Tensor]:                          # P = T - first + 1 predictions, and S_T
+        keep: bool = True,                                   # False: S_T is not wanted (None)
+    ) -> tuple[Prediction, Tensor | None]:                   # P = T - first + 1 predictions, and S_T
         "What follows every block: Eq. (11.1) for t = first, ..., T."
-        yu, state = pop(self.retnet, self.embed(z, action), self.xu, state, mask, first)         # Eqs. (11.7), (11.8)
+        x = self.embed(z, action)
+        yu, state = pop(self.retnet, x, self.xu, state, mask, first, keep)      # Eqs. (11.7), (11.8)
         return self.predict(yu), state                                          # Eqs. (11.1), (11.2)
 
     def remember(self, z: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -168,7 +171,7 @@ def world_model_loss(
     context: int = 1,                 # blocks that only give context: predictions from S_context on
 ) -> tuple[Tensor, dict[str, Tensor]]:
     "L_M averaged over the transitions that count, Eq. (11.17), and its terms (detached)."
-    prediction, _ = model(z[:, :-1], action[:, :-1], mask=mask[:, :-1], first=context)
+    prediction, _ = model(z[:, :-1], action[:, :-1], mask=mask[:, :-1], first=context, keep=False)
     now, then = slice(context - 1, -1), slice(context, None)
     weight = (mask[:, now] & mask[:, then]).to(_full(prediction.done).dtype)    # Eq. (11.17), w
     count = mean_of_all(weight.sum()).clamp(min=1 / processes())                # of all processes, where there are several
