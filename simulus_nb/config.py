@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'FAMILIES', 'CollectConfig', 'VTraining', 'MTraining', 'CTraining', 'EvaluationConfig', 'check_ranges',
-           'check_fit', 'is_json', 'Config', 'flat', 'differences', 'overlay', 'catch', 'small', 'minigrid', 'minatar',
-           'control', 'dmc_small', 'craftax_small', 'atari100k', 'dmc', 'craftax', 'rem', 'atari_smoke', 'preset',
-           'preset_for', 'cost']
+           'SettingsWarning', 'check_fit', 'is_json', 'Config', 'flat', 'differences', 'overlay', 'catch', 'small',
+           'minigrid', 'minatar', 'control', 'dmc_small', 'craftax_small', 'atari100k', 'dmc', 'craftax', 'rem',
+           'atari_smoke', 'preset', 'preset_for', 'cost']
 
 # %% ../nbs/16_config.ipynb #c002
 import dataclasses
 import json
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -66,7 +67,7 @@ class CTraining:
     batch: int = field(default=128, metadata=dict(help="dreams per update", low=1))
     burn_in: int = field(default=20, metadata=dict(help="real steps that C reads up to where a dream begins", low=1))
     context: int = field(default=2, metadata=dict(help="real steps that M reads before a dream", low=0))
-    horizon: int = field(default=10, metadata=dict(help="observations per dream H", low=2))
+    horizon: int = field(default=9, metadata=dict(help="observations per dream H", low=2))
     steps: int = field(default=80, metadata=dict(help="updates per epoch", low=0))
     start: int = field(default=50, metadata=dict(help="first epoch with updates (0-based)", low=0))
     critic_first: int = field(default=0, metadata=dict(help="epochs from there on in which only the critic learns", low=0))
@@ -103,14 +104,22 @@ def check_ranges(config: Any, path: str = "") -> None:
                 raise UserError(f"{name} = {v} is out of range: it must be {allowed}")
 
 # %% ../nbs/16_config.ipynb #c017
+class SettingsWarning(UserWarning):
+    "Settings that are allowed, but hardly meant."
+
 def check_fit(c: "Config") -> None:
-    "Raise `UserError` where two settings contradict each other."
+    "Raise `UserError` where two settings contradict each other; warn where they suit each other badly."
     if c.train_m.context >= c.train_m.segment:
         raise UserError(f"train_m.context = {c.train_m.context} leaves no targets: it must be smaller than train_m.segment = {c.train_m.segment}")
     ring, window = c.collect.capacity // c.collect.num_envs, max(c.train_m.segment, c.train_c.burn_in) + 1
     if ring < window:
         raise UserError(f"collect.capacity = {c.collect.capacity} is too small: it gives each of {c.collect.num_envs} environments {ring} rows, "
                         f"and segments and burn-in need {window}")
+    reach = c.train_c.context + c.train_c.horizon - 1                           # Eq. (16.0)
+    if reach > c.train_m.segment:
+        warnings.warn(f"train_c.context + train_c.horizon - 1 = {reach} blocks, but M learns from segments of "
+                      f"{c.train_m.segment}: dreams get worse beyond them. Raise train_m.segment or lower train_c.horizon",
+                      SettingsWarning, stacklevel=4)
     t = c.tokenizer
     for name, vocab in (("image.vocab", t.image.vocab), ("vector_levels", t.vector_levels), ("action_levels", t.action_levels)):
         if vocab > 2**15:
@@ -209,7 +218,7 @@ def catch() -> Config:
         collect=CollectConfig(steps=120, epochs=24, epsilon=0.05, capacity=12_000),
         train_v=VTraining(batch=32, steps=60, start=2, lr=2e-3),
         train_m=MTraining(batch=24, segment=10, context=1, steps=60, start=4, lr=1e-3, weight_decay=0.01),
-        train_c=CTraining(batch=64, burn_in=4, horizon=10, steps=18, start=10, lr=2e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.05)),
+        train_c=CTraining(batch=64, burn_in=4, context=1, horizon=10, steps=18, start=10, lr=2e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.05)),
         evaluation=EvaluationConfig(episodes=100, temperature=0.5, num_envs=10, every=4, interim=50),
     )
 
@@ -220,8 +229,8 @@ def small() -> Config:
         "env": "CartPole-v1", "epochs": 60, "save_every": 10, "tokenizer.image.stages": 3, "tokenizer.image.vocab": 64, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
         "controller.width": 128, "controller.value_limit": 7.0, "controller.value_mean": "raw",
         "collect.steps": 150, "collect.epochs": 60, "collect.num_envs": 1, "collect.epsilon": 0.02, "collect.capacity": 50_000, "train_v.steps": 30, "train_v.start": 2,
-        "train_m.batch": 32, "train_m.steps": 60, "train_m.start": 4,
-        "train_c.horizon": 15, "train_c.steps": 40, "train_c.start": 8, "train_c.lr": 1e-3, "train_c.loss.gamma": 0.985, "train_c.loss.entropy": 0.002,
+        "train_m.batch": 20, "train_m.segment": 16, "train_m.steps": 60, "train_m.start": 4,
+        "train_c.context": 2, "train_c.horizon": 15, "train_c.steps": 40, "train_c.start": 8, "train_c.lr": 1e-3, "train_c.loss.gamma": 0.985, "train_c.loss.entropy": 0.002,
         "evaluation.every": 10, "evaluation.interim": 20})
 
 
@@ -229,7 +238,7 @@ def minigrid() -> Config:
     "MiniGrid: a map of three channels and a direction."
     return small().change({
         "env": "MiniGrid-Empty-Random-6x6-v0", "epochs": 30, "controller.value_mean": "symlog", "collect.steps": 200, "collect.epochs": 30, "collect.epsilon": 0.05,
-        "train_m.batch": 24, "train_m.steps": 40, "train_c.burn_in": 6, "train_c.steps": 20, "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.003,
+        "train_m.batch": 15, "train_m.steps": 40, "train_c.burn_in": 6, "train_c.steps": 20, "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.003,
         "controller.width": 96, "evaluation.every": 5})
 
 
@@ -237,7 +246,7 @@ def minatar() -> Config:
     "MinAtar: small games on a 10 x 10 map, seen as four tokens of 5 x 5 cells; an action is held for 8 frames."
     return small().change({
         "env": "MinAtar/Freeway-v1", "env_options": {"action_repeat": 8}, "epochs": 25, "tokenizer.grid_patch": 5, "controller.width": 96, "controller.value_mean": "symlog",
-        "collect.steps": 200, "collect.epochs": 25, "collect.epsilon": 0.05, "train_m.batch": 24, "train_m.steps": 40,
+        "collect.steps": 200, "collect.epochs": 25, "collect.epsilon": 0.05, "train_m.batch": 15, "train_m.steps": 40,
         "train_c.burn_in": 4, "train_c.horizon": 12, "train_c.steps": 30, "train_c.loss.gamma": 0.93, "train_c.loss.entropy": 0.004, "evaluation.episodes": 20, "evaluation.every": 5, "evaluation.interim": 5})
 
 
@@ -260,7 +269,7 @@ def craftax_small() -> Config:
     "Craftax, symbolic, at the size of a laptop."
     return small().change({
         "env": "simulus/Craftax-Symbolic-v1", "env_options": {"scale": 2.0}, "epochs": 80, "tokenizer.grid_patch": 3, "controller.value_mean": "symlog",
-        "collect.steps": 200, "collect.epochs": 80, "train_m.batch": 16, "train_m.segment": 12, "train_m.steps": 40, "train_c.batch": 32, "train_c.steps": 20,
+        "collect.steps": 200, "collect.epochs": 80, "train_m.batch": 12, "train_m.steps": 40, "train_c.batch": 32, "train_c.steps": 20,
         "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.01, "evaluation.episodes": 20, "evaluation.every": 0})
 
 # %% ../nbs/16_config.ipynb #c028
@@ -277,7 +286,7 @@ def dmc() -> Config:
         controller=ControllerConfig(width=384, shared=False),
         collect=CollectConfig(steps=500, epochs=1000, epsilon=0.0, capacity=510_000),
         train_m=MTraining(batch=16, segment=20, context=1, steps=300, start=15),
-        train_c=CTraining(horizon=20, steps=100, start=20, critic_first=5),
+        train_c=CTraining(context=1, horizon=20, steps=100, start=20, critic_first=5),
         evaluation=EvaluationConfig(episodes=500),
     )
 
@@ -289,7 +298,7 @@ def craftax() -> Config:
         world_model=WorldModelConfig(retnet=RetNetConfig(width=256, heads=4, layers=5, windows=(8.0, 40.0))),
         collect=CollectConfig(steps=100, epochs=10_000, capacity=1_050_000),
         train_m=MTraining(batch=8, segment=20, context=2, steps=100, start=250),
-        train_c=CTraining(horizon=20, steps=50, start=300),
+        train_c=CTraining(horizon=19, steps=50, start=300),
     )
 
 

@@ -6,6 +6,7 @@
 __all__ = ['sample_observation', 'Dream', 'dream_step', 'imagine', 'ControllerLossConfig', 'controller_loss']
 
 # %% ../nbs/14_imagination.ipynb #c002
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -50,11 +51,13 @@ def dream_step(
     memory: Tensor | None,                        # M's state before this step; None: nothing seen yet
     generator: torch.Generator | None = None,
     past: list[Tensor] | None = None,             # z, action, mask (B, c, ...) of steps to read before this one
+    predict: Callable | None = None,              # M's forward pass made otherwise; None: `world_model` itself
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:       # next z (B, S), expected reward (B,), end (B,) bool, next state
     "M's answer to one action, drawn: the inner half of Eq. (14.2)."
     now = [z[:, None], action[:, None], torch.ones_like(z[:, :1], dtype=torch.bool)]
     z, action, mask = now if past is None else (torch.cat(x, 1) for x in zip(past, now))
-    prediction, memory = world_model(z, action, memory, mask if past else None, first=z.shape[1])
+    ask = world_model if predict is None else predict
+    prediction, memory = ask(z, action, memory, mask if past else None, first=z.shape[1])
     reward = world_model.reward.decode(prediction.reward)[:, 0]                                 # Eq. (14.5)
     done = torch.rand(len(z), device=z.device, generator=generator) < prediction.done[:, 0].float().sigmoid()   # Eq. (14.4)
     return sample_observation(world_model.layout, prediction, generator)[:, 0], reward, done, memory            # Eq. (14.3)
@@ -68,6 +71,7 @@ def imagine(
     horizon: int,                                 # H observations, at least 2
     generator: torch.Generator | None = None,     # on the device of the context
     blocks: int | None = None,                    # M reads so many of the last real steps before z_1; None: all
+    predict: Callable | None = None,              # as for `dream_step`
 ) -> Dream:
     "Roll M and C forward from the end of a real context: Eq. (14.2). Reads neither real rewards nor real ends."
     if horizon < 2:
@@ -82,7 +86,8 @@ def imagine(
     for _ in range(horizon - 1):
         logits, state = controller.decide(z, state, action)                     # reads a_{t-1} and z_t
         action = sample_categorical(logits, generator)                          # Eq. (14.2), a_t ~ π
-        after, reward, done, memory = dream_step(world_model, z, action, memory, generator, past)  # Eq. (14.2)
+        after, reward, done, memory = dream_step(world_model, z, action, memory,
+                                                 generator, past, predict)      # Eq. (14.2), M(τ_t)
         past = None                                                             # M has read it
         steps.append((z, action, reward, done.float(), alive))
         z, alive = after, alive * (1 - done.float())                            # Eq. (14.6)

@@ -186,7 +186,7 @@ def dropout(
 ) -> Tensor:                          # like x
     "Zeros with probability p (to the nearest 1/65536 on a CPU), the rest divided by 1 - p: Eq. (9.8a)."
     if p == 0: return x
-    if x.device.type != "cpu": return F.dropout(x, p)
+    if x.device.type != "cpu" or torch.compiler.is_compiling(): return F.dropout(x, p)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     keep = bits.view(torch.int16)[:x.numel()].view(x.shape) >= round(2**16 * p) - 2**15
     return x * keep.to(x.dtype).mul_(1 / (1 - p))                       # Eq. (9.8a)

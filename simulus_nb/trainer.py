@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from .accelerate import GraphedStep, compile_parts, pick_precision, use_precision
+from .accelerate import GraphedStep, compiled, pick_precision, use_precision
 from .agent import Agent
 from .checkpoint import (Checkpoint, CheckpointWarning, DamagedError, flatten_optimizer, has_saves, load_checkpoint, load_module, restore_optimizer,
                                    rng_state, save_checkpoint, set_rng_state, write_atomic)
@@ -86,14 +86,22 @@ def update(module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, cl
     return norm
 
 # %% ../nbs/20_trainer.ipynb #c012
-def losses_of(agent: Agent, config: Config) -> dict[str, Callable]:
-    "{stage: loss}, each (...) -> (scalar, metrics), with gradients of whole batches also where several processes share them."
+def losses_of(
+    agent: Agent,
+    config: Config,
+    make: Callable[[Callable], Callable] = lambda loss: loss,   # compiles V's and M's
+) -> dict[str, Callable]:
+    """{stage: loss}, each (...) -> (scalar, metrics).
+
+    The gradients are those of whole batches, also where several processes share them."""
     for name, training in {"train_v": config.train_v, "train_m": config.train_m, "train_c": config.train_c}.items():
         if training.batch % processes():
             raise UserError(f"{name}.batch = {training.batch} cannot be shared equally by {processes()} processes: use a multiple of {processes()}")
     V, M, C = agent.tokenizer, agent.world_model, agent.controller
-    losses = {"m": parallel(M, partial(world_model_loss, M)), "c": parallel(C, partial(controller_loss, C)), "critic": parallel(C, partial(controller_loss, C), idle=True)}
-    return losses | ({"v": parallel(V, V.loss)} if V.images() else {})                # other kinds of tokens have nothing to learn
+    losses = {"m": parallel(M, make(partial(world_model_loss, M))),
+              "c": parallel(C, partial(controller_loss, C)),
+              "critic": parallel(C, partial(controller_loss, C), idle=True)}
+    return losses | ({"v": parallel(V, make(V.loss))} if V.images() else {})    # else there is nothing to learn
 
 # %% ../nbs/20_trainer.ipynb #c014
 class Learner:
@@ -111,16 +119,24 @@ class Learner:
             self.perceptual.to(agent.device)
         self.scale = ReturnScale(c.scale_window, batch=c.batch * (c.horizon - 1)).to(agent.device)
         self.arithmetic = use_precision(pick_precision(config.precision, agent.device), agent.device)
-        self.losses = losses_of(agent, config)
-        self.steps = {"v": self._v, "m": self._m, "c": partial(self._c, actor=True), "critic": partial(self._c, actor=False)}
+        self.make = partial(compiled, device=agent.device) if config.compile else (lambda work: work)
+        self.losses = losses_of(agent, config, self.make)
+        self.encode, self.predict = self.make(agent.tokenizer.encode), self.make(agent.world_model.forward)
         if config.compile:
-            parts = [m for vqvae in agent.tokenizer.images().values() for m in (vqvae.encoder, vqvae.decoder)]
-            compile_parts([*parts, self.perceptual, agent.world_model, *(e for t in agent.controller.trunks for e in t.encoders)], agent.device)
+            self.make_constants()
+        self.steps = {"v": self._v, "m": self._m, "c": partial(self._c, actor=True), "critic": partial(self._c, actor=False)}
         if config.graphs:
             if agent.device.type != "cuda" or processes() > 1:
                 where = f"on {agent.device.type}" if processes() == 1 else "in several processes"
                 raise UserError(f"--graphs records CUDA graphs, and this run is {where}: leave the option out")
             self.steps = {name: GraphedStep(step, [generator]) for name, step in self.steps.items()}
+
+    def make_constants(self) -> None:
+        "The tables of M's passes: made inside a compiled function, each would break it in two."
+        M, m, c = self.agent.world_model, self.config.train_m, self.config.train_c
+        with self.arithmetic(M):
+            for blocks in (m.segment - 1, c.context + 1, 1):
+                M.retnet.tables(blocks, M.retnet.block, M.xu)
 
     def v_step(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
         "One update of V on raw observations {key: (B, ...)}."
@@ -157,7 +173,8 @@ class Learner:
     def _c(self, context: dict[str, Tensor], actor: bool) -> dict[str, Tensor]:
         c, model, controller = self.config.train_c, self.agent.world_model, self.agent.controller
         with self.arithmetic(model, controller), own_noise(self.generator, self.agent.device) as generator:
-            dream = imagine(model, controller, Segment(**context), c.horizon, generator, c.context)
+            dream = imagine(model, controller, Segment(**context), c.horizon, generator,
+                            c.context, self.predict)
         controller.train()                                      # cuDNN's LSTM learns in no other mode
         with self.arithmetic(controller):
             loss, metrics = self.losses["c" if actor else "critic"](dream, self.scale, c.loss, actor)
@@ -438,9 +455,14 @@ class Stages(RunState):
 
     def tokenise(self, batch: int = 512) -> None:
         "Give every stored observation its tokens, once: Eq. (20.7)."
+        encode = lambda rows: self.learner.encode(self.replay.gather_obs(rows))
         for index in self.replay.filled().split(batch):         # Eq. (20.7)
+            n = len(index)
+            if self.config.compile:                             # always the same shape: the last ones again
+                index = index[torch.arange(batch, device=index.device) % n]
             with self.learner.arithmetic(self.agent.tokenizer):
-                self.replay.set_tokens(index, in_parts(lambda rows: self.agent.tokenizer.encode(self.replay.gather_obs(rows)), index))
+                tokens = in_parts(encode, index)
+            self.replay.set_tokens(index[:n], tokens[:n])
             pause()                                             # taken up again, this stage starts over: it draws nothing and comes to the same
 
     def learn_m(self, updates: int) -> dict[str, float]:
