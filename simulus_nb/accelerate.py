@@ -34,7 +34,7 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, dtype: torch.dtype, *params: Tensor) -> tuple[Tensor, ...]:
         out = [torch.empty_like(p, dtype=dtype) for p in params]
-        torch._foreach_copy_(out, params)                       # Eq. (29.2a)
+        torch._foreach_copy_(out, params)                       # Eq. (29.2b)
         ctx.mark_non_differentiable(*(o for o, p in zip(out, params) if not p.requires_grad))
         return tuple(out)
 
@@ -42,7 +42,7 @@ class _Rounded(torch.autograd.Function):
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         here = [g for g in grads if g is not None]
         wide = [torch.empty_like(g, dtype=torch.float32) for g in here]
-        torch._foreach_copy_(wide, here)                        # Eq. (29.2b)
+        torch._foreach_copy_(wide, here)                        # Eq. (29.2c)
         rest = iter(wide)
         return None, *(None if g is None else next(rest) for g in grads)
 

@@ -117,7 +117,6 @@ class PerceptualLoss(nn.Module):
         self.scale = frame.scaling_layer
         self.slices = nn.ModuleList([getattr(frame.net, f"slice{l}") for l in range(1, 6)])
         self.heads = nn.ModuleList([head.model[-1] for head in frame.lins])                  # the dropout before it stays behind
-        self.to(memory_format=torch.channels_last)
 
     def features(
         self,

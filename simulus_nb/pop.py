@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .retention import DecayTables, block_writes, read_blocks, states_around
+from .retention import DecayTables, block_states, block_writes, last_state, read_blocks, states_before
 from .retnet import RetNet, RetNetLayer, Turn, merge_heads, reframe, to_heads
 from .spaces import UserError
 
@@ -84,14 +84,15 @@ def pop(
         last = i == len(net.layers) - 1
         (*qx, kx, vx), u, gate = project(layer, h, at.here, there, xu if i == 0 else None, last)
         past = None if state is None else state[i]
-        U = block_writes(kx, vx, decay)
-        before, after, end = states_around(U, decay, past, first, keep)
+        written = block_writes(kx, vx, decay), decay, past
+        after = block_states(*written, first)
         o = [read_blocks(*u, after, net.decay, tables=decay)]           # Eq. (10.7)
         if last:
             h = h[:, T * L:]                                            # nobody reads the context's last outputs
         else:
+            before = states_before(*written)
             o.insert(0, read_blocks(*qx, kx, vx, before, net.decay, tables=decay))
         h = layer.update(h, merge_heads(*o), gate)
-        states.append(end)
+        if keep: states.append(last_state(*written, after))
     state = reframe(torch.stack(states), at) if keep else None
     return h.view(B, P, K, d), state                                    # Eq. (10.2) for all t

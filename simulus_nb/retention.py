@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['retention_recurrent', 'decay_powers', 'decay_mask', 'retention_parallel', 'DecayTables', 'decay_tables',
-           'block_writes', 'block_states', 'states_around', 'read_blocks', 'retention_chunkwise']
+           'block_writes', 'block_states', 'states_before', 'last_state', 'read_blocks', 'retention_chunkwise']
 
 # %% ../nbs/08_retention.ipynb #c002
 from typing import NamedTuple
@@ -115,24 +115,21 @@ def block_states(
         return S
     return torch.addcmul(S, tables.block[:, rows, 0, None, None], state[:, :, None])    # Eq. (8.10), U_0
 
-def states_around(
-    U: Tensor,                              # (B, h, T, d_k, d_v) from `block_writes`
-    tables: DecayTables,                    # from `decay_tables` with at least this T
-    state: Tensor | None,                   # (B, h, d_k, d_v) S_0; None: nothing yet
-    first: int,                             # from where on states are wanted for who stands behind a block
-    keep: bool = True,                      # False: S_T for later is not wanted (None)
-) -> tuple[Tensor | None, Tensor, Tensor | None]:   # S_0..S_{T-1} (None: all empty), S_first..S_T, S_T
-    "States that a pass over T blocks reads, in the type of U where they may be, and the one it keeps, float32."
-    T, wide = U.shape[2], tables.block.dtype
-    if T == 1 and first == 1:
-        before, after = state if state is None else state[:, :, None], block_states(U, tables, state, 1)
-    else:
-        before, after = (block_states(U, tables, state, *ends) for ends in ((0, T - 1), (first, T)))
-    if not keep:
-        return before, after, None
-    kept = after.dtype == wide and first <= T
-    end = after if kept else block_states(U.to(wide), tables, state, T)
-    return before, after, end[:, :, -1]
+def states_before(U: Tensor, tables: DecayTables, state: Tensor | None) -> Tensor | None:
+    "S_0, ..., S_{T-1}, what each of T blocks may read; None where there is nothing. As `block_states`."
+    if U.shape[2] == 1:
+        return None if state is None else state[:, :, None]
+    return block_states(U, tables, state, 0, U.shape[2] - 1)
+
+def last_state(
+    U: Tensor, tables: DecayTables, state: Tensor | None,   # as for `block_states`
+    after: Tensor | None = None,                            # states up to S_T that exist already
+) -> Tensor:                                                # (B, h, d_k, d_v)
+    "S_T to go on from, float32 at least."
+    wide = tables.block.dtype
+    if after is None or after.dtype != wide or after.shape[2] == 0:
+        after = block_states(U.to(wide), tables, state, U.shape[2])
+    return after[:, :, -1]
 
 # %% ../nbs/08_retention.ipynb #c028
 def read_blocks(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .retention import DecayTables, block_writes, decay_tables, read_blocks, states_around
+from .retention import DecayTables, block_writes, decay_tables, last_state, read_blocks, states_before
 from .spaces import UserError
 
 # %% ../nbs/09_retnet.ipynb #c005
@@ -297,8 +297,8 @@ class RetNet(nn.Module):
         for i, layer in enumerate(self.layers):
             q, k, v, gate = to_heads(layer.qkvg(layer.norm_retention(h)), layer.heads, tab.here)
             past = None if state is None else state[i]
-            before, _, end = states_around(block_writes(k, v, tab.decay), tab.decay, past, T)
-            o = read_blocks(q, k, v, before, self.decay, tables=tab.decay)
+            written = block_writes(k, v, tab.decay), tab.decay, past
+            o = read_blocks(q, k, v, states_before(*written), self.decay, tables=tab.decay)
             h = layer.update(h, merge_heads(o), gate)
-            states.append(end)
+            states.append(last_state(*written))
         return h.view_as(x), reframe(torch.stack(states), tab)          # Eq. (9.10)

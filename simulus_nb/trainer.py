@@ -117,6 +117,9 @@ class Learner:
             self.perceptual = make_perceptual(config.tokenizer.image.perceptual)
         if self.perceptual is not None:
             self.perceptual.to(agent.device)
+        if agent.device.type == "cuda":                     # pixel by pixel, as frames are stored and cuDNN likes it
+            for images in (*agent.tokenizer.images().values(), self.perceptual or nn.Identity()):
+                images.to(memory_format=torch.channels_last)
         self.scale = ReturnScale(c.scale_window, batch=c.batch * (c.horizon - 1)).to(agent.device)
         self.arithmetic = use_precision(pick_precision(config.precision, agent.device), agent.device)
         self.make = partial(compiled, device=agent.device) if config.compile else (lambda work: work)

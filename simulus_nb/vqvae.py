@@ -210,7 +210,6 @@ class VQVAE(nn.Module):
         self.K = self.grid[0] * self.grid[1]                            # Eq. (6.2a)
         self.encoder, self.decoder = image_encoder(config, in_channels), image_decoder(config, in_channels)
         self.table = Codebook(config)
-        self.to(memory_format=torch.channels_last)                      # rows of pixels, as frames are stored
 
     to_uint8 = staticmethod(to_uint8)
 

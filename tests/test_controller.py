@@ -5,6 +5,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.distributions import Categorical, Independent
 
+from simulus_nb.accelerate import rounded
 from simulus_nb.controller import (ActorCritic, Controller, ControllerConfig, ModalityEncoder, Trunk, entropy, log_prob,
                                    sample_categorical)
 from simulus_nb.imagination import ControllerLossConfig, Dream, controller_loss
@@ -185,10 +186,10 @@ def test_grid_sees_where_things_are():
     assert (a - b).abs().max() > 1e-3
 
 
-def test_memory_stays_float32_under_autocast():
+def test_memory_stays_float32_in_low_precision():
     C = make("vector").float()
     z, action = tokens(C, 2, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with rounded([C], torch.bfloat16):
         logits, value, state = C(z, action)
         remembered = C.remember(z, action, torch.ones(2, 3, dtype=torch.bool))
         assert log_prob(logits, action, "multidiscrete").dtype == torch.float32

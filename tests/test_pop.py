@@ -125,17 +125,21 @@ def test_gradcheck():
 @torch.no_grad()
 def test_shortcuts_of_project():
     net, x, xu, _ = world()
-    layer, n, d = net.layers[0], 20, 8
+    layer, n, tab = net.layers[0], 20, net.tables(4, 5, x)
     h = torch.cat([x.flatten(1, 2), xu.repeat(3, 1).expand(3, -1, -1)], 1)
-    cx, cu, gate = project(layer, h, n)
-    assert cx.shape == (3, n, 3 * d) and cu.shape == (3, 12, 3 * d) and gate.shape == (3, 32, d)
-    fx, fu, fgate = project(layer, h, n, xu)
-    assert fu.shape[0] == 1
-    same(fx, cx); same(fu.expand_as(cu), cu); same(fgate, gate)
-    kv, lu, lgate = project(layer, h, n, last=True)
-    same(kv, cx[..., d:]); same(lu, cu); same(lgate, gate[:, n:])
-    kv, bu, bgate = project(layer, h, n, xu, last=True)             # a network of one layer
-    same(kv, cx[..., d:]); same(bu.expand_as(cu), cu); same(bgate.expand_as(lgate), lgate)
+    here, there = tab.here, tuple(t[..., 1:, :4, :] for t in tab.there)
+    cx, cu, gate = project(layer, h, here, there)
+    assert [y.shape for y in cx] == [(3, 2, 4, 5, 4)] * 3 and [y.shape for y in cu] == [(3, 2, 3, 4, 4)] * 3
+    assert gate.shape == (3, 32, 8)
+    def alike(a, b):
+        for y, z in zip(a, b, strict=True): same(y.expand_as(z), z)
+    fx, fu, fgate = project(layer, h, here, there, xu)
+    assert fu[0].shape[0] == 1
+    alike(fx, cx), alike(fu, cu), same(fgate, gate)
+    kv, lu, lgate = project(layer, h, here, there, last=True)
+    alike(kv, cx[1:]), alike(lu, cu), same(lgate, gate[:, n:])
+    kv, bu, bgate = project(layer, h, here, there, xu, last=True)   # a network of one layer
+    alike(kv, cx[1:]), alike(bu, cu), same(bgate.expand_as(lgate), lgate)
 
 
 @pytest.mark.parametrize("layers,first", [(1, 1), (1, 3), (2, 2), (3, 5)])
@@ -147,14 +151,15 @@ def test_operations(layers, first):
     l, e, P = layers, d * d // h, T + 1 - first
     want = 2 * B * T * L * d * d * (l * (5 + 2 * f) - (3 + 2 * f)) + 2 * B * P * K * d * d * (l * (5 + 2 * f) - 4) + 8 * K * d * d
     want += B * T * ((l - 1) * (4 * L * L * d + 2 * L * e) + 2 * l * L * e) + 4 * P * K * K * d * ((l - 1) * B + 1) + 2 * l * B * P * K * e
-    want += 2 * l * B * T * (T + 1) * e
+    want += 2 * B * T * ((l - 1) * (T + max(P, 1)) + max(P, 1)) * e         # the state is kept, whatever is asked
     assert counter.get_total_flops() == want
 
 
 def test_mixed_precision():
     net, x, xu, past = (t.float() for t in world())
     yu, S = pop(net, x, xu, past)
-    with torch.autocast("cpu", torch.bfloat16): y, s = pop(net, x, xu, past, mask=torch.ones(3, 4, dtype=torch.bool))
+    net, x, xu = net.bfloat16(), x.bfloat16(), xu.bfloat16()
+    y, s = pop(net, x, xu, past, mask=torch.ones(3, 4, dtype=torch.bool))
     assert s.dtype == torch.float32
     assert (y.float() - yu).square().mean().sqrt() < 0.05 * yu.square().mean().sqrt()
     assert (s - S).square().mean().sqrt() < 0.05 * S.square().mean().sqrt()

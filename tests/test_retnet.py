@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from simulus_nb.retnet import (RetNet, RetNetConfig, RetNetLayer, Tables, dropout, head_decays, init_weights, make_tables, merge_heads,
-                               reframe, rotate, rotate_reference, rotation, to_heads)
+                               reframe, rotate, rotate_reference, rotation, to_heads, to_heads_reference)
 from simulus_nb.retention import retention_parallel, retention_recurrent
 from simulus_nb.spaces import UserError
 
@@ -122,12 +122,11 @@ def test_windows(heads, low, ratio, block):
 
 def test_heads_are_cut_turned_and_joined():
     tab = make_tables(head_decays(3, (1., 2.), 2), 4, 2, T=5, n=2, like=torch.zeros(1, dtype=F64))
-    assert isinstance(tab, Tables) and tab.cos.shape == (2, 1, 1, 6, 2, 2)
+    assert isinstance(tab, Tables) and tab.here[0].shape == tab.there[1].shape == (2, 1, 1, 5, 2, 2)
     x = torch.randn(2, 10, 36, dtype=F64)
-    cos, sin = tab.cos[..., :5, :, :], tab.sin[..., :5, :, :]
-    q, k, v = to_heads(x, 3, cos, sin)
+    q, k, v = to_heads(x, 3, tab.here)
     assert q.shape == k.shape == v.shape == (2, 3, 5, 2, 4)
-    assert torch.equal(torch.stack(to_heads(x[..., 12:], 3, cos, sin)), torch.stack([k, v]))
+    assert torch.equal(torch.stack(to_heads(x[..., 12:], 3, tab.here)), torch.stack([k, v]))
     for t in range(5):
         for p in range(2):
             at = rotation(torch.tensor([2 * t + p]), 4)
@@ -140,7 +139,7 @@ def test_heads_are_cut_turned_and_joined():
     assert merged.mean(-1).abs().max() < 1e-12 and torch.allclose(merged.var(-1, unbiased=False), torch.ones(2, 10, 3, dtype=F64), atol=1e-3)
     same(merge_heads(1000 * v), merge_heads(v), 1e-3)
     state = torch.randn(2, 3, 4, 4, dtype=F64)
-    back = Tables(tab.decay, tab.cos, tab.sin, tab.end_cos, -tab.end_sin)
+    back = Tables(tab.decay, tab.here, tab.there, tab.end_cos, -tab.end_sin)
     same(reframe(reframe(state, tab), back), state)
 
 
@@ -182,11 +181,11 @@ def test_decays_survive_low_precision():
     assert net.decay.dtype == F64 and (net.decay < 1).all()
     assert y.dtype == torch.bfloat16 and s.dtype == torch.float32
     tab = net.tables(2, 65, y)
-    assert tab.end_cos.dtype == tab.decay.block.dtype == torch.float32 and tab.cos.dtype == torch.bfloat16
-    net.float()
+    assert tab.end_cos.dtype == tab.decay.block.dtype == torch.float32 and tab.here[0].dtype == torch.bfloat16
+    assert tab.decay.write.dtype == tab.decay.block_low.dtype == torch.bfloat16
     x = torch.randn(2, 2, 65, 16)
-    exact, S = net(x)
-    with torch.autocast("cpu", torch.bfloat16): y, s = net(x)
+    exact, S = net.float()(x)
+    y, s = net.bfloat16()(x.bfloat16())
     assert s.dtype == torch.float32
     same(y.float(), exact, 0.05); same(s, S, 0.05)
 
@@ -196,7 +195,7 @@ def test_tables_are_shared_and_made_in_no_mode():
     x = torch.randn(1, 2, 3, 8, dtype=F64)
     with torch.inference_mode(): net(x)
     tab = net.tables(2, 3, x)
-    assert not tab.cos.is_inference() and net.tables(2, 3, x) is tab
+    assert not tab.here[0].is_inference() and net.tables(2, 3, x) is tab
     net(x.requires_grad_())[0].sum().backward()                                             # would fail on inference tensors
     assert x.grad is not None
     twin = copy.deepcopy(net)
@@ -283,3 +282,24 @@ def test_in_place_activation_only_without_gradients():
     with torch.no_grad(): z, t = net(x)
     assert torch.equal(y, z) and torch.equal(s, t)
     y.sum().backward()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_pieces_written_straight_to_their_places(data):
+    "Any sections, with queries and gate or without, some pieces without gradient: the plain cutting, forwards and backwards."
+    heads, half = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    c, d = data.draw(st.sampled_from([2, 3, 4])), heads * half * 2
+    shapes = data.draw(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=3))
+    turns = []
+    for T, n in shapes:
+        table = [t.view(1, 1, 1, T, n, half) for t in rotation(torch.arange(T * n), 2 * half)]
+        turns.append(tuple(torch.cat([t, t / 2]) for t in table))
+    x = torch.randn(2, sum(T * n for T, n in shapes), c * d, dtype=F64, requires_grad=True)
+    fast, plain = (f(x, heads, *turns) for f in (to_heads, to_heads_reference))
+    assert len(fast) == len(plain) == min(c, 3) * len(shapes) + (c == 4)
+    used = data.draw(st.sets(st.integers(0, len(fast) - 1), min_size=1))
+    weight = [torch.randn_like(y) for y in fast]
+    for y, z in zip(fast, plain): same(y, z, 1e-14)
+    grads = [torch.autograd.grad(sum((y[i] * weight[i]).sum() for i in used), x)[0] for y in (fast, plain)]
+    same(*grads, 1e-13)

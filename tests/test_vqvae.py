@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from vector_quantize_pytorch import VectorQuantize
 
+from simulus_nb.accelerate import rounded
 from simulus_nb.spaces import UserError
 from simulus_nb.vqvae import VQVAE, VQVAEConfig, code_use, draw_rows, ema_update, loss_terms, nearest_entry, straight_through, to_float, to_uint8
 
@@ -91,10 +92,13 @@ def test_entries_are_their_own_nearest_at_distance_zero():
     assert torch.equal(z, torch.arange(30)) and (distance >= 0).all() and distance.max() < 1
 
 
-def test_distances_keep_full_precision_under_autocast():
-    "Two entries that bfloat16 cannot tell apart."
-    E = torch.tensor([[1.0], [1.001]])
-    with torch.autocast("cpu", torch.bfloat16): z, _ = nearest_entry(torch.tensor([[1.0], [1.001]]), E)
+def test_distances_keep_full_precision():
+    "Two entries that bfloat16 cannot tell apart stay two entries when the rest of V is rounded to it."
+    V = tiny()
+    V.codebook[0], V.codebook[1] = 1.0, 1.001
+    with rounded([V], torch.bfloat16):
+        assert V.encoder[0].weight.dtype == torch.bfloat16 and V.codebook.dtype == torch.float32
+        z, _ = nearest_entry(V.codebook[:2].clone(), V.codebook)
     assert z.tolist() == [0, 1]
 
 
