@@ -5,12 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from simulus_nb.accelerate import GraphedStep, compile_parts, pick_precision, use_precision
+from simulus_nb import accelerate
+from simulus_nb.accelerate import GraphedStep, bfloat16_cost, compile_parts, has_bfloat16, has_tf32, pick_precision, use_precision
 from simulus_nb.config import preset
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Stages
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(CPU), reason="needs a CPU with units for bfloat16")
 TINY = {"threads": 1, "device": "cpu", "collect.steps": 60, "collect.capacity": 2_000, "train_v.batch": 6, "train_m.batch": 4, "train_m.segment": 5,
         "train_c.batch": 6, "train_c.burn_in": 3, "train_c.horizon": 4, "train_c.scale_window": 3}
 
@@ -40,10 +42,38 @@ def train(run, data):
 
 
 def test_choices():
-    assert pick_precision("auto", CPU) == "float32" and pick_precision("bfloat16", CPU) == "bfloat16"
+    assert pick_precision("auto", CPU) == pick_precision("float32", CPU) == "float32"
     with pytest.raises(UserError, match="tf32 exists on CUDA devices only"): pick_precision("tf32", CPU)
     with pytest.raises(UserError, match="--graphs records CUDA graphs"): Stages(preset("catch").change({**TINY, "graphs": True}))
     assert isinstance(use_precision("float32", CPU)(), contextlib.nullcontext)
+
+
+def test_a_cpu_takes_bfloat16_only_where_it_is_no_slower(monkeypatch):
+    monkeypatch.setattr(accelerate, "bfloat16_cost", lambda: 29.0)
+    assert not has_bfloat16(CPU) and pick_precision("auto", CPU) == "float32"
+    with pytest.raises(UserError, match="29.0 times as long as with float32: use --precision float32") as e: pick_precision("bfloat16", CPU)
+    assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match="no units for bfloat16"): Stages(preset("catch").change({**TINY, "precision": "bfloat16"}))
+    monkeypatch.setattr(accelerate, "bfloat16_cost", lambda: 0.5)
+    assert has_bfloat16(CPU) and pick_precision("bfloat16", CPU) == "bfloat16" and pick_precision("auto", CPU) == "float32"
+
+
+def test_the_cost_of_bfloat16_is_measured_and_moves_no_random_number():
+    before = torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16): rough = bfloat16_cost.__wrapped__(0.0)
+    assert 0 < rough < float("inf") and bfloat16_cost() == bfloat16_cost() and torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("capability,half", [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_a_gpu_takes_what_it_has(monkeypatch, capability, half):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: half or including_emulation)
+    assert pick_precision("float32", CUDA) == "float32" and pick_precision("auto", CUDA) == ("bfloat16" if half else "float32")
+    assert has_tf32(CUDA) == has_bfloat16(CUDA) == half and not has_tf32(CPU)
+    for precision in ("tf32", "bfloat16"):
+        if half: assert pick_precision(precision, CUDA) == precision
+        else:
+            with pytest.raises(UserError, match="this GPU has no .*: use --precision float32"): pick_precision(precision, CUDA)
 
 
 def test_compiling_without_a_compiler_is_one_line(monkeypatch):
@@ -51,6 +81,7 @@ def test_compiling_without_a_compiler_is_one_line(monkeypatch):
     with pytest.raises(UserError, match="C\\+\\+ compiler"): compile_parts([torch.nn.Linear(2, 2)], CPU)
 
 
+@needs_bfloat16
 @settings(deadline=None, max_examples=3)
 @given(st.integers(0, 10**6))
 def test_what_must_stay_float32_does(seed):
@@ -69,6 +100,7 @@ def test_what_must_stay_float32_does(seed):
     assert {x.dtype for o in run.learner.optimizers.values() for s in o.state.values() for x in s.values()} == {torch.float32}
 
 
+@needs_bfloat16
 def test_bfloat16_gives_the_same_losses_and_gradients():
     "To the accuracy of the format: a few percent of the gradient's length, and the same direction."
     plain, low = stages(), stages(precision="bfloat16")
@@ -81,6 +113,7 @@ def test_bfloat16_gives_the_same_losses_and_gradients():
         assert torch.cosine_similarity(g, h, 0) > 0.98, part
 
 
+@needs_bfloat16
 def test_weights_cast_while_dreaming_do_not_rob_the_loss_of_gradients():
     "Autocast remembers casts until its context ends; dreams are spun without gradients."
     run = stages(precision="bfloat16")
