@@ -1,6 +1,7 @@
 "A GPU does what a CPU does, graphs do what eager steps do. Each test runs on a CPU too, with stand-ins for graphs, and where a GPU is, on both."
 import contextlib
 import itertools
+import json
 from dataclasses import fields
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 from test_accelerate import TINY, Tape, batches, seeded_training, stages
 
 from simulus_nb.accelerate import GraphedStep, Recorder
+from simulus_nb.agent import Agent
 from simulus_nb.config import preset
 from simulus_nb.imagination import Dream, controller_loss, imagine
-from simulus_nb.trainer import Checkpoints, Learner, Stages, adamw
+from simulus_nb.trainer import Checkpoints, Learner, Stages, Trainer, adamw, env_maker
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 STILL = {"train_v.lr": 0.0, "train_m.lr": 0.0, "train_c.lr": 0.0}
@@ -149,6 +151,21 @@ def test_resuming_is_not_stopping(tmp_path, device, graphs):
     for name, x in whole.replay.tensors().items():              # what was played, to the last bit
         assert name == "tokens" or torch.equal(other.replay.tensors()[name], x), name
     assert all(torch.equal(a, b) for a, b in zip(after, random_states(other)))
+
+
+@pytest.mark.gpu
+def test_a_whole_run(tmp_path):
+    "Training, checkpoints, evaluation, media and manifest, and the agent that comes out, on the GPU and back on a CPU."
+    config = preset("catch").change({
+        **TINY, "device": "cuda", "epochs": 2, "save_every": 1, "train_v.start": 0, "train_m.start": 0, "train_c.start": 0,
+        "train_v.steps": 2, "train_m.steps": 2, "train_c.steps": 2, "evaluation.episodes": 2, "evaluation.every": 0})
+    trainer = Trainer(config, tmp_path / "run", progress=False).train()
+    assert len(trainer.result.returns) == 2 and len(trainer.folder.history()) == 2
+    manifest = json.loads(trainer.folder.manifest.read_text(encoding="utf8"))
+    assert manifest["gpu"] == torch.cuda.get_device_name() and manifest["peak_bytes"] > 0
+    observation, _ = env_maker(config, training=False)().reset(seed=0)
+    actions = [Agent.load(tmp_path / "run", device=device).act(observation) for device in ("cuda", "cpu")]
+    assert all(trainer.collector.envs[0].action_space.contains(a) for a in actions)
 
 
 def growth(run, data, apart):
