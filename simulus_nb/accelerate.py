@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['Precision', 'SLOWEST', 'bfloat16_cost', 'has_bfloat16', 'has_tf32', 'pick_precision', 'rounded_places', 'rounded',
-           'use_precision', 'compiled', 'GraphedStep']
+           'use_precision', 'compiled', 'Recorder', 'GraphedStep']
 
 # %% ../nbs/29_accelerate.ipynb #c002
 import contextlib
 import functools
+import gc
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
@@ -138,12 +140,48 @@ def compiled(
     return torch.compile(work, dynamic=False, **options)
 
 # %% ../nbs/29_accelerate.ipynb #c018
+class Recorder:
+    "Where the steps of one learner warm up and are recorded: one stream, and one memory pool for all recordings. Made at first use."
+
+    def __init__(self):
+        self.pool: tuple | None = None          # of the recordings made so far
+
+    @functools.cached_property
+    def stream(self) -> torch.cuda.Stream:
+        "The stream aside."
+        return torch.cuda.Stream()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        "Work on the stream: after all work before, and before all work after."
+        here = torch.cuda.current_stream()
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
+            yield
+        here.wait_stream(self.stream)
+
+    @contextlib.contextmanager
+    def recording(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        "What happens inside is recorded and not done."
+        pool = torch.cuda.graph_pool_handle() if self.pool is None else self.pool
+        gc.collect()
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+            yield
+        self.pool = pool                        # only now: the pool of a failed recording is gone
+
+
 class GraphedStep:
     "A function of tensors, {name: tensor} -> {name: tensor}, replayed as one CUDA graph per set of shapes. Its side effects on tensors are replayed too."
     ordinary = 3                                                # calls before the recording
 
-    def __init__(self, step: Callable[[dict[str, Tensor]], dict[str, Tensor]], generators: Iterable[torch.Generator | None] = ()):
-        self.step, self.generators = step, [g for g in generators if g is not None]
+    def __init__(
+        self,
+        step: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+        generators: Iterable[torch.Generator | None] = (),      # that `step` draws from, besides PyTorch's own
+        recorder: Recorder | None = None,                       # shared with steps that never run at the same time; None: its own
+    ):
+        self.step, self.recorder = step, recorder or Recorder()
+        self.generators = [g for g in generators if g is not None]
         self.calls: dict[tuple, int] = {}
         self.recordings: dict[tuple, tuple] = {}
 
@@ -162,19 +200,16 @@ class GraphedStep:
         return {name: x.clone() for name, x in outputs.items()}
 
     def aside(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        "An ordinary step on another stream, as recordings need it before them."
-        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
-            out = self.step(batch)
-        here.wait_stream(side)
-        return out
+        "An ordinary step on the recorder's stream, as recordings need it before them."
+        with self.recorder.aside(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*capturable=True")      # AdamW: slower when not recorded
+            return self.step(batch)
 
     def record(self, batch: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], dict[str, Tensor]]:
         "The graph and the fixed places of its inputs and outputs."
         graph, inputs = torch.cuda.CUDAGraph(), {name: x.clone() for name, x in batch.items()}
         for g in self.generators:
             graph.register_generator_state(g)
-        with torch.cuda.graph(graph):
+        with self.recorder.recording(graph):
             outputs = self.step(inputs)
         return graph, inputs, outputs

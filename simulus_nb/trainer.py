@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from .accelerate import GraphedStep, compiled, pick_precision, use_precision
+from .accelerate import GraphedStep, Recorder, compiled, pick_precision, use_precision
 from .agent import Agent
 from .checkpoint import (Checkpoint, CheckpointWarning, DamagedError, flatten_optimizer, has_saves, load_checkpoint, load_module, restore_optimizer,
                                    rng_state, save_checkpoint, set_rng_state, write_atomic)
@@ -67,14 +67,19 @@ def pick_device(choice: str) -> torch.device:
     return torch.device(choice)
 
 # %% ../nbs/20_trainer.ipynb #c008
-def adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def adamw(
+    module: nn.Module,
+    lr: float,
+    weight_decay: float,
+    capturable: bool = False,       # may become part of a CUDA graph: slower outside of one
+) -> torch.optim.AdamW:
     "AdamW over the trainable parameters, Eq. (20.4); weight decay only for the matrices of linear layers and convolutions."
     params = [p for p in module.parameters() if p.requires_grad]
     matrices = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     groups = [dict(params=[p for p in params if id(p) in matrices], weight_decay=weight_decay),
               dict(params=[p for p in params if id(p) not in matrices], weight_decay=0.0)]
-    where = params[0].device.type
-    return torch.optim.AdamW(groups, lr=lr, fused=where in ("cpu", "cuda"), capturable=where == "cuda")     # capturable: may become part of a graph
+    fused = params[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=lr, fused=fused, capturable=capturable)
 
 
 def update(module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> Tensor:
@@ -110,10 +115,11 @@ class Learner:
     def __init__(self, agent: Agent, config: Config, generator: torch.Generator | None = None):
         self.agent, self.config, self.generator = agent, config, generator
         v, m, c = config.train_v, config.train_m, config.train_c
-        self.optimizers = {"m": adamw(agent.world_model, m.lr, m.weight_decay), "c": adamw(agent.controller, c.lr, c.weight_decay)}
+        self.optimizers = {"m": adamw(agent.world_model, m.lr, m.weight_decay, capturable=config.graphs),
+                           "c": adamw(agent.controller, c.lr, c.weight_decay, capturable=config.graphs)}
         self.perceptual = None
         if agent.tokenizer.images():                        # other kinds of tokens have nothing to learn
-            self.optimizers["v"] = adamw(agent.tokenizer, v.lr, v.weight_decay)
+            self.optimizers["v"] = adamw(agent.tokenizer, v.lr, v.weight_decay, capturable=config.graphs)
             self.perceptual = make_perceptual(config.tokenizer.image.perceptual)
         if self.perceptual is not None:
             self.perceptual.to(agent.device)
@@ -132,7 +138,8 @@ class Learner:
             if agent.device.type != "cuda" or processes() > 1:
                 where = f"on {agent.device.type}" if processes() == 1 else "in several processes"
                 raise UserError(f"--graphs records CUDA graphs, and this run is {where}: leave the option out")
-            self.steps = {name: GraphedStep(step, [generator]) for name, step in self.steps.items()}
+            recorder = Recorder()                           # one for all: see chapter 29
+            self.steps = {name: GraphedStep(step, [generator], recorder) for name, step in self.steps.items()}
 
     def make_constants(self) -> None:
         "The tables of M's passes: made inside a compiled function, each would break it in two."

@@ -2,7 +2,6 @@
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vector_quantize_pytorch import VectorQuantize
 
 from simulus_nb.accelerate import rounded
 from simulus_nb.spaces import UserError
@@ -106,7 +105,7 @@ def test_distances_keep_full_precision():
 def test_agrees_with_vector_quantize_pytorch(seed):
     torch.manual_seed(seed)
     V = tiny()
-    library = VectorQuantize(dim=12, codebook_size=20).eval()
+    library = pytest.importorskip("vector_quantize_pytorch").VectorQuantize(dim=12, codebook_size=20).eval()
     library._codebook.embed.copy_(V.codebook[None])
     h = torch.randn(3, 16, 12)
     quantised, indices, _ = library(h)
