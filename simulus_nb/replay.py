@@ -224,9 +224,12 @@ class ReplayBuffer(SavedTable):
         "The windows that begin at these positions of the episodes of the rows `row`: Eqs. (2.1), (2.2)."
         position = begin[:, None] + torch.arange(length, device=self.device)                # (B, T)
         mask = (position >= self._start(row)[:, None]) & (position <= self.end[row][:, None])       # Eq. (2.6)
-        index = torch.where(mask, (row // self.ring * self.ring)[:, None] + position % self.ring, 0)    # Eq. (2.4)
-        return Segment(self.tokens[index].long() * mask[..., None], self.action[index].long() * mask[..., None],    # Eq. (2.2)
-            self.reward[index] * mask, self.done[index] & mask, mask, index)                # Eq. (2.1)
+        ring = (row // self.ring * self.ring)[:, None]
+        index = torch.where(mask, ring + position % self.ring, 0)                           # Eq. (2.4)
+        z = self.tokens[index].long() * mask[..., None]                                     # Eq. (2.2)
+        action = self.action[index].long() * mask[..., None]                                # Eq. (2.2)
+        reward, done = self.reward[index] * mask, self.done[index] & mask
+        return Segment(z, action, reward, done, mask, index)                                # Eq. (2.1)
 
     def count_windows(self, length: int) -> int:
         "W, how many windows of `length` rows show a transition: Eq. (2.7a)."
@@ -238,7 +241,7 @@ class ReplayBuffer(SavedTable):
         *_, moves, first = self.lists()
         beyond, before = number - len(moves), max(length - 2, 1)
         inside = beyond < 0
-        row = torch.cat([moves, first])[torch.where(inside, number, len(moves) + beyond // before)]
+        row = torch.where(inside, moves[number.clamp(max=len(moves) - 1)], first[beyond.clamp(min=0) // before])
         early = torch.where(inside, 0, 1 + beyond % before)     # places before the first row
         return self._windows(row, self.position[row] - early, length)                       # Eq. (2.7a), w
 

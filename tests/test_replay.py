@@ -1,4 +1,6 @@
 "Streams in, frames, segments and contexts out: never two episodes mixed, every transition a target."
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulus_nb.envs import Rows
-from simulus_nb.replay import ReplayBuffer, episode_bounds, place_windows, row_bytes
+from simulus_nb.replay import ReplayBuffer, episode_bounds, row_bytes
 from simulus_nb.spaces import Modality, ObsSpec, UserError
 
 SPEC = ObsSpec((Modality("label", "categorical", (3,), nvec=(9, 99, 999)),))    # environment, episode, step
@@ -84,21 +86,32 @@ def check_windows(buffer, s, T):
     assert torch.isin(s.index[m], buffer.filled()).all()
 
 
+def transitions(truth, ring):
+    "(environment, episode, step) of every transition of which both rows are stored, the slow way."
+    found = set()
+    for t in truth:
+        kept = set(range(max(0, len(t) - ring), len(t)))
+        label = t.obs["label"]
+        found |= {tuple(label[p]) for p in kept if p + 1 in kept and label[p, 1] == label[p + 1, 1]}
+    return found
+
+
+def all_windows(buffer, T):
+    return buffer.window(torch.arange(buffer.count_windows(T)), T)
+
+
 @given(histories(), st.integers(2, 12), st.data())
 @SETTINGS
-def test_segments_never_mix_episodes_and_pad_only_where_they_must(history, T, data):
-    buffer, _ = history
+def test_segments_never_mix_episodes_and_each_shows_a_transition(history, T, data):
+    buffer, truth = history
     c = data.draw(st.integers(1, T - 1))
-    s = buffer.segments(200, T, c, generator())
-    check_windows(buffer, s, T)
-    first = s.mask.int().argmax(1)
-    assert (first <= c - 1).all()                       # at most context - 1 places before the episode
-    row = s.index[torch.arange(200), first]
-    stored_start = torch.maximum(buffer.start[row], buffer.lists()[2][row // buffer.ring])
-    assert (buffer.position[row] == stored_start)[first > 0].all()                  # padding on the left: the episode's beginning
-    reach = buffer.end[row] - stored_start + 1 + c - 1
-    assert s.mask[:, -1][reach >= T].all()              # long enough: nothing missing on the right
-    assert (first == c - 1)[reach < T].all()            # too short: begins context - 1 places early
+    if not transitions(truth, buffer.ring):
+        with pytest.raises(UserError, match="collect some steps"):
+            buffer.segments(200, T, c, generator())
+        return
+    for s in (buffer.segments(200, T, c, generator()), all_windows(buffer, T)):
+        check_windows(buffer, s, T)
+        assert (s.mask[:, 1:] & s.mask[:, :-1]).any(1).all()
 
 
 @given(histories(), st.integers(1, 9))
@@ -118,36 +131,42 @@ def test_contexts_end_where_an_action_follows(history, T):
     assert (full == (begun >= T - 1)).all() and (s.mask.sum(1) == torch.clamp(begun + 1, max=T)).all()
 
 
-def possible(buffer, T, c):
-    "All windows that can be drawn: every row, every place."
-    row, place = buffer.filled().repeat_interleave(T), torch.arange(T).repeat(len(buffer))
-    w = place_windows(buffer.position[row], buffer._start(row), buffer.end[row], T, c, place)
-    return row, buffer._windows(row, w, T)
-
-
-@given(histories(), st.integers(2, 9), st.data())
+@given(histories(), st.sampled_from([2, 3, 10, 20]))
 @SETTINGS
-def test_every_transition_can_be_a_target_and_the_drawn_row_is_in_its_window(history, T, data):
-    buffer, _ = history
-    c = data.draw(st.integers(1, T - 1))
-    row, s = possible(buffer, T, c)
-    assert ((s.index == row[:, None]) & s.mask).any(1).all()
-    targets = set(s.index[:, c:][s.mask[:, c:]].tolist())
-    stored = buffer.filled()
-    first = buffer.position[stored] == buffer._start(stored)
-    assert targets == set(stored[~first].tolist())      # all but first rows, to which no stored transition leads
+def test_every_transition_stands_once_at_every_place(history, T):
+    buffer, truth = history
+    s = all_windows(buffer, T)
+    shows = s.mask[:, 1:] & s.mask[:, :-1]                              # the transition that begins at place j - 1
+    window, place = torch.nonzero(shows, as_tuple=True)
+    label = buffer.obs["label"][s.index[window, place]].tolist()
+    count = Counter((*row, j) for row, j in zip(label, place.tolist()))
+    assert count == {(*row, j): 1 for row in transitions(truth, buffer.ring) for j in range(T - 1)}
+    for c in (1, min(2, T - 1)):                                        # so both kinds of targets are as frequent
+        observed = Counter(map(tuple, buffer.obs["label"][s.index[:, c - 1:-1][shows[:, c - 1:]]].tolist()))
+        assert set(observed.values()) <= {T - c}
+    ends = (s.done[:, :-1] & shows).sum(0)                              # an end is as likely at each place
+    assert (ends == ends[0]).all()
+
+
+@given(histories(), st.integers(2, 20))
+@SETTINGS
+def test_padding_is_what_the_chapter_says(history, T):
+    buffer, truth = history
+    length = Counter(row[:2] for row in transitions(truth, buffer.ring))        # L of every episode
+    s = all_windows(buffer, T)
+    assert len(s.mask) == sum(L + T - 2 for L in length.values())
+    assert s.mask.sum() == sum(T * (L + 1) - 2 for L in length.values())
 
 
 def test_probabilities_are_those_of_the_chapter():
-    T, c, n = 8, 3, 301
+    T, n = 8, 301
     buffer = ReplayBuffer(400, SPEC, 2, 3)
     buffer.extend(0, stream(0, [300], 0))
-    s = buffer.segments(200_000, T, c, generator(1))
-    rate = torch.bincount(s.index[:, c:][s.mask[:, c:]], minlength=n) / 200_000 * n
-    sigma = (5 * n / 200_000) ** 0.5
-    assert rate[0] == 0 and abs(rate[-1] - (T + 1) / 2) < 5 * sigma
-    assert abs(rate[1] - (T - c + 1) * (T - c + 2) / (2 * T)) < 5 * sigma
-    assert (rate[15:285] - (T - c)).abs().max() < 5 * sigma
+    s, draws, windows = buffer.segments(200_000, T, 3, generator(1)), 200_000, 300 + T - 2
+    shows = s.mask[:, :-1] & s.mask[:, 1:]
+    for j in (0, 4, T - 2):                                 # places 1, 5, 7 of a target: each transition 1 / W times
+        rate = torch.bincount(s.index[:, j][shows[:, j]], minlength=n) / draws * windows
+        assert rate[-1] == 0 and (rate[:-1] - 1).abs().max() < 5 * (windows / draws) ** 0.5
     ends = torch.bincount(buffer.contexts(200_000, 4, generator(2)).index[:, -1], minlength=n) / 200_000 * 300
     assert ends[-1] == 0 and (ends[:-1] - 1).abs().max() < 5 * (300 / 200_000) ** 0.5
     frames = torch.bincount(buffer.frames(200_000, generator(3))["label"][:, 2], minlength=n) / 200_000 * n
