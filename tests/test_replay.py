@@ -1,15 +1,20 @@
 "Streams in, frames, segments and contexts out: never two episodes mixed, every transition a target."
 from collections import Counter
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulus_nb.envs import Rows
 from simulus_nb.replay import ReplayBuffer, episode_bounds, row_bytes
-from simulus_nb.spaces import Modality, ObsSpec, UserError
+from simulus_nb.retnet import RetNetConfig
+from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError
+from simulus_nb.tokenizer import MultiModalTokenizer, TokenizerConfig
+from simulus_nb.world_model import WorldModel, WorldModelConfig, world_model_loss
 
 SPEC = ObsSpec((Modality("label", "categorical", (3,), nvec=(9, 99, 999)),))    # environment, episode, step
 SETTINGS = settings(deadline=None, max_examples=30)
@@ -275,3 +280,87 @@ def test_segments_need_room_for_a_target(length, context):
     buffer.extend(0, stream(0, [4], 0))
     with pytest.raises(UserError, match="context"):
         buffer.segments(2, length, context)
+
+
+class Coin(gymnasium.Env):
+    "A ball falls for `fall` steps; when it has landed, a coin decides: the game is over, or a new ball falls."
+    action_space = gs.Discrete(2)
+
+    def __init__(self, fall):
+        self.fall, self.observation_space = fall, gs.Discrete(fall)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.height = 0
+        return self.height, {}
+
+    def step(self, action):
+        self.height = (self.height + 1) % self.fall
+        return self.height, 0.0, self.height == 0 and self.np_random.random() < 0.5, False, {}
+
+
+def play_coin(fall, games):
+    "A buffer full of games of `Coin`, the height as token, and how often the coin fell on either side."
+    env, buffer = Coin(fall), ReplayBuffer(4 * fall * games, ObsSpec.from_space(gs.Discrete(fall)), 1, 1)
+    for game in range(games):
+        heights, done = [env.reset(seed=game)[0]], [False]
+        while not done[-1]:
+            height, _, end, _, _ = env.step(0)
+            heights, done = [*heights, height], [*done, end]
+        n = len(heights)
+        last, none = np.arange(n) == n - 1, np.zeros((n, 1), np.int64)
+        (key,) = buffer.obs
+        seen = np.array(heights).reshape(n, *buffer.obs[key].shape[1:])
+        buffer.extend(0, Rows({key: seen}, none, np.zeros(n, np.float32), np.array([*done[1:], False]), last))
+        new = buffer.rows_of(0, np.arange(buffer.written[0] - n, buffer.written[0]))
+        buffer.set_tokens(new, torch.tensor(heights)[:, None])
+    return buffer
+
+
+def pushed_back(buffer, batch, T, context, generator):
+    "The windows as one would draw them first, Eq. (2.6b): inside the episode."
+    rows = buffer.filled()
+    row = rows[torch.randint(len(rows), (batch,), generator=generator)]
+    begin = torch.minimum(buffer.position[row] - torch.randint(T, (batch,), generator=generator), buffer.end[row] - T + 1)
+    return buffer._windows(row, torch.maximum(begin, buffer._start(row) - context + 1), T)
+
+
+def end_by_place(s, fall):
+    "Share of ends among the landings at each place."
+    landing = s.mask[:, :-1] & s.mask[:, 1:] & (s.z[:, :-1, 0] == fall - 1)
+    return (s.done[:, :-1] & landing).sum(0) / landing.sum(0)
+
+
+@pytest.mark.parametrize("fall,T", [(1, 4), (3, 8), (9, 10)])
+def test_the_place_does_not_tell_the_end(fall, T):
+    buffer = play_coin(fall, 300)
+    share = end_by_place(all_windows(buffer, T), fall)
+    assert (share == share[0]).all() and abs(share[0] - 0.5) < 5 * 0.5 / 600 ** 0.5
+    old = end_by_place(pushed_back(buffer, 20_000, T, 1, generator()), fall).nan_to_num()
+    assert old.max() - old.min() > 0.2                                  # this test can fail
+
+
+def test_a_small_world_model_expects_the_end_wherever_it_stands():
+    fall, T, updates = 9, 10, 250
+    buffer = play_coin(fall, 300)
+    layout = MultiModalTokenizer(ObsSpec.from_space(gs.Discrete(fall)), TokenizerConfig()).layout
+    z = (torch.arange(T) + torch.arange(fall)[:, None])[..., None] % fall       # a ball that lands at place fall - b
+    expected = {}
+    for name, draw in (("old", pushed_back), ("new", ReplayBuffer.segments)):
+        torch.manual_seed(0)
+        size = RetNetConfig(width=16, heads=2, layers=1, dropout=0.0, windows=(2.0, 8.0))
+        M = WorldModel(layout, ActionSpec.from_space(gs.Discrete(2)), WorldModelConfig(size, reward_bins=3))
+        g, optimizer = generator(), torch.optim.AdamW(M.parameters(), 5e-3)
+        for update in range(updates):
+            for group in optimizer.param_groups:
+                group["lr"] = 5e-3 * (1 - update / updates)
+            s = draw(buffer, 64, T, 1, g)
+            loss, _ = world_model_loss(M, s.z, s.action, s.reward, s.done, s.mask)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            p = M(z, torch.zeros_like(z))[0].done.sigmoid()                     # (fall, T)
+        expected[name] = torch.stack([p[fall - j, j - 1] for j in range(1, T)])  # at the landing, by its place
+    assert (expected["new"] - end_by_place(all_windows(buffer, T), fall)).abs().max() < 0.1
+    assert expected["old"][-1] > 0.55 and (expected["old"][:-1] < 0.2).all()
