@@ -245,15 +245,10 @@ class ReplayBuffer(SavedTable):
         early = torch.where(inside, 0, 1 + beyond % before)     # places before the first row
         return self._windows(row, self.position[row] - early, length)                       # Eq. (2.7a), w
 
-    def segments(
-        self,
-        batch: int,
-        length: int,
-        context: int = 1,                           # at least one place must be left for a target
-        generator: torch.Generator | None = None,
-    ) -> Segment:
-        """Windows for M, uniform over all that show a transition: Eq. (2.7). Each transition is equally
-        often a target at each of the places 1..length-1, so also at context..length-1."""
+    def segments(self, batch: int, length: int, context: int = 1,
+                 generator: torch.Generator | None = None) -> Segment:
+        """Windows for M, uniform over all that show a transition: Eq. (2.7). Each transition is equally often
+        a target at each of the places 1..length-1. `context` only has to leave one of them."""
         if not 1 <= context < length:
             raise UserError(f"segments need 1 <= context < length; got context={context}, length={length}")
         total = self.count_windows(length)
