@@ -178,6 +178,21 @@ def test_probabilities_are_those_of_the_chapter():
     assert (frames - 1).abs().max() < 5 * (n / 200_000) ** 0.5
 
 
+def test_drawing_asks_the_device_for_no_number():
+    "On the device `meta` tensors have shapes but no values: whoever needs a value, as a copy to the host does, fails."
+    buffer = ReplayBuffer(60, SPEC, 2, 3, 2)
+    buffer.extend(0, stream(0, [5, 1, 9], 3))
+    buffer.extend(1, stream(1, [30], 9))
+    buffer._lists = tuple(x.to("meta") for x in buffer.lists())         # found once, after new data came
+    for name in ("action", "tokens", "reward", "done", "last", "position", "start", "end"):
+        setattr(buffer, name, getattr(buffer, name).to("meta"))
+    buffer.device, buffer.obs = torch.device("meta"), {k: x.to("meta") for k, x in buffer.obs.items()}
+    assert buffer.segments(7, 6, 2).z.shape == (7, 6, 3) and buffer.contexts(7, 4).mask.shape == (7, 4)
+    assert buffer.frames(7)["label"].shape == (7, 3)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        buffer.position[buffer.done]                                    # what would not do
+
+
 @given(histories(), st.integers(0, 3))
 @SETTINGS
 def test_saved_and_loaded_buffers_go_on_alike(history, seed):
