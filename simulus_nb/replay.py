@@ -186,7 +186,7 @@ class SavedTable(EpisodeTable):
 # %% ../nbs/02_replay.ipynb #c028
 @dataclass
 class Segment:
-    "A batch of windows of `T` places, each over consecutive rows of one episode and, masked, beyond its ends."
+    "A batch of windows of `T` places: rows of one episode, one after the other, and masked padding."
     z: Tensor           # (B, T, S) int64 tokens of the observations, zero where padded
     action: Tensor      # (B, T, K_a) int64 tokens, zero where padded and on last rows
     reward: Tensor      # (B, T) float32
@@ -202,7 +202,7 @@ class ReplayBuffer(SavedTable):
         if len(rows) == 0:
             raise UserError("the replay buffer is empty: collect some steps before training")
         number = torch.randint(len(rows), (batch,), generator=generator, device=self.device)
-        return rows[number]                                                                 # Eq. (2.8)
+        return rows[number]  # Eq. (2.8)
 
     def gather_obs(self, index: Tensor) -> dict[str, Tensor]:
         "Observations of the rows `index` (any shape)."
@@ -225,29 +225,30 @@ class ReplayBuffer(SavedTable):
         position = begin[:, None] + torch.arange(length, device=self.device)                # (B, T)
         mask = (position >= self._start(row)[:, None]) & (position <= self.end[row][:, None])       # Eq. (2.6)
         ring = (row // self.ring * self.ring)[:, None]
-        index = torch.where(mask, ring + position % self.ring, 0)                           # Eq. (2.4)
-        z = self.tokens[index].long() * mask[..., None]                                     # Eq. (2.2)
-        action = self.action[index].long() * mask[..., None]                                # Eq. (2.2)
+        index = torch.where(mask, ring + position % self.ring, 0)  # Eq. (2.4)
+        z = self.tokens[index].long() * mask[..., None]  # Eq. (2.2)
+        action = self.action[index].long() * mask[..., None]  # Eq. (2.2)
         reward, done = self.reward[index] * mask, self.done[index] & mask
-        return Segment(z, action, reward, done, mask, index)                                # Eq. (2.1)
+        return Segment(z, action, reward, done, mask, index)  # Eq. (2.1)
 
     def count_windows(self, length: int) -> int:
         "W, how many windows of `length` rows show a transition: Eq. (2.7a)."
         *_, moves, first = self.lists()
-        return len(moves) + len(first) * (length - 2)                                       # Eq. (2.7a), W
+        return len(moves) + len(first) * (length - 2)  # Eq. (2.7a), W
 
     def window(self, number: Tensor, length: int) -> Segment:
         "The windows with these numbers (B,), each in 0..W-1: Eq. (2.7a)."
         *_, moves, first = self.lists()
         beyond, before = number - len(moves), max(length - 2, 1)
         inside = beyond < 0
-        row = torch.where(inside, moves[number.clamp(max=len(moves) - 1)], first[beyond.clamp(min=0) // before])
+        one, other = number.clamp(max=len(moves) - 1), beyond.clamp(min=0) // before
+        row = torch.where(inside, moves[one], first[other])
         early = torch.where(inside, 0, 1 + beyond % before)     # places before the first row
-        return self._windows(row, self.position[row] - early, length)                       # Eq. (2.7a), w
+        return self._windows(row, self.position[row] - early, length)  # Eq. (2.7a), w
 
     def segments(self, batch: int, length: int, context: int = 1,
                  generator: torch.Generator | None = None) -> Segment:
-        """Windows for M, uniform over all that show a transition: Eq. (2.7). Each transition is equally often
+        """Windows for M, uniform over all that show a transition: Eq. (2.7). Each is equally often
         a target at each of the places 1..length-1. `context` only has to leave one of them."""
         if not 1 <= context < length:
             raise UserError(f"segments need 1 <= context < length; got context={context}, length={length}")
@@ -255,8 +256,8 @@ class ReplayBuffer(SavedTable):
         if total == 0:
             raise UserError("the replay buffer holds no two observations of one episode: "
                             "collect some steps before training")
-        number = torch.randint(total, (batch,), generator=generator, device=self.device)    # Eq. (2.7)
-        return self.window(number, length)
+        number = torch.randint(total, (batch,), generator=generator, device=self.device)
+        return self.window(number, length)  # Eq. (2.7)
 
     def contexts(self, batch: int, length: int, generator: torch.Generator | None = None) -> Segment:
         "Windows for C that end at a uniformly drawn row which an action follows; padded on the left."

@@ -141,15 +141,16 @@ def test_contexts_end_where_an_action_follows(history, T):
 def test_every_transition_stands_once_at_every_place(history, T):
     buffer, truth = history
     s = all_windows(buffer, T)
-    shows = s.mask[:, 1:] & s.mask[:, :-1]                              # the transition that begins at place j - 1
+    shows = s.mask[:, 1:] & s.mask[:, :-1]  # the transition that begins at place j - 1
     window, place = torch.nonzero(shows, as_tuple=True)
     label = buffer.obs["label"][s.index[window, place]].tolist()
     count = Counter((*row, j) for row, j in zip(label, place.tolist()))
     assert count == {(*row, j): 1 for row in transitions(truth, buffer.ring) for j in range(T - 1)}
-    for c in (1, min(2, T - 1)):                                        # so both kinds of targets are as frequent
-        observed = Counter(map(tuple, buffer.obs["label"][s.index[:, c - 1:-1][shows[:, c - 1:]]].tolist()))
+    for c in (1, min(2, T - 1)):  # so both kinds of targets are as frequent
+        rows = s.index[:, c - 1:-1][shows[:, c - 1:]]
+        observed = Counter(map(tuple, buffer.obs["label"][rows].tolist()))
         assert set(observed.values()) <= {T - c}
-    ends = (s.done[:, :-1] & shows).sum(0)                              # an end is as likely at each place
+    ends = (s.done[:, :-1] & shows).sum(0)  # an end is as likely at each place
     assert (ends == ends[0]).all()
 
 
@@ -169,7 +170,7 @@ def test_probabilities_are_those_of_the_chapter():
     buffer.extend(0, stream(0, [300], 0))
     s, draws, windows = buffer.segments(200_000, T, 3, generator(1)), 200_000, 300 + T - 2
     shows = s.mask[:, :-1] & s.mask[:, 1:]
-    for j in (0, 4, T - 2):                                 # places 1, 5, 7 of a target: each transition 1 / W times
+    for j in (0, 4, T - 2):  # places 1, 5, 7 of a target: each transition 1 / W times
         rate = torch.bincount(s.index[:, j][shows[:, j]], minlength=n) / draws * windows
         assert rate[-1] == 0 and (rate[:-1] - 1).abs().max() < 5 * (windows / draws) ** 0.5
     ends = torch.bincount(buffer.contexts(200_000, 4, generator(2)).index[:, -1], minlength=n) / 200_000 * 300
@@ -179,15 +180,17 @@ def test_probabilities_are_those_of_the_chapter():
 
 
 def test_drawing_asks_the_device_for_no_number():
-    "On the device `meta` tensors have shapes but no values: whoever needs a value, as a copy to the host does, fails."
+    "On the device `meta` tensors have no values: what needs one, like a copy to the host, fails."
     buffer = ReplayBuffer(60, SPEC, 2, 3, 2)
     buffer.extend(0, stream(0, [5, 1, 9], 3))
     buffer.extend(1, stream(1, [30], 9))
-    buffer._lists = tuple(x.to("meta") for x in buffer.lists())         # found once, after new data came
+    buffer._lists = tuple(x.to("meta") for x in buffer.lists())  # found once, after new data came
     for name in ("action", "tokens", "reward", "done", "last", "position", "start", "end"):
         setattr(buffer, name, getattr(buffer, name).to("meta"))
-    buffer.device, buffer.obs = torch.device("meta"), {k: x.to("meta") for k, x in buffer.obs.items()}
-    assert buffer.segments(7, 6, 2).z.shape == (7, 6, 3) and buffer.contexts(7, 4).mask.shape == (7, 4)
+    buffer.device = torch.device("meta")
+    buffer.obs = {k: x.to("meta") for k, x in buffer.obs.items()}
+    assert buffer.segments(7, 6, 2).z.shape == (7, 6, 3)
+    assert buffer.contexts(7, 4).mask.shape == (7, 4)
     assert buffer.frames(7)["label"].shape == (7, 3)
     with pytest.raises((RuntimeError, NotImplementedError)):
         buffer.position[buffer.done]                                    # what would not do
@@ -298,7 +301,7 @@ def test_segments_need_room_for_a_target(length, context):
 
 
 class Coin(gymnasium.Env):
-    "A ball falls for `fall` steps; when it has landed, a coin decides: the game is over, or a new ball falls."
+    "A ball falls for `fall` steps; then a coin decides: the game is over, or a new ball falls."
     action_space = gs.Discrete(2)
 
     def __init__(self, fall):
@@ -315,8 +318,9 @@ class Coin(gymnasium.Env):
 
 
 def play_coin(fall, games):
-    "A buffer full of games of `Coin`, the height as token, and how often the coin fell on either side."
-    env, buffer = Coin(fall), ReplayBuffer(4 * fall * games, ObsSpec.from_space(gs.Discrete(fall)), 1, 1)
+    "A buffer full of games of `Coin`, the height as token."
+    env = Coin(fall)
+    buffer = ReplayBuffer(4 * fall * games, ObsSpec.from_space(env.observation_space), 1, 1)
     for game in range(games):
         heights, done = [env.reset(seed=game)[0]], [False]
         while not done[-1]:
@@ -326,7 +330,8 @@ def play_coin(fall, games):
         last, none = np.arange(n) == n - 1, np.zeros((n, 1), np.int64)
         (key,) = buffer.obs
         seen = np.array(heights).reshape(n, *buffer.obs[key].shape[1:])
-        buffer.extend(0, Rows({key: seen}, none, np.zeros(n, np.float32), np.array([*done[1:], False]), last))
+        ended = np.array([*done[1:], False])
+        buffer.extend(0, Rows({key: seen}, none, np.zeros(n, np.float32), ended, last))
         new = buffer.rows_of(0, np.arange(buffer.written[0] - n, buffer.written[0]))
         buffer.set_tokens(new, torch.tensor(heights)[:, None])
     return buffer
@@ -336,7 +341,8 @@ def pushed_back(buffer, batch, T, context, generator):
     "The windows as one would draw them first, Eq. (2.6b): inside the episode."
     rows = buffer.filled()
     row = rows[torch.randint(len(rows), (batch,), generator=generator)]
-    begin = torch.minimum(buffer.position[row] - torch.randint(T, (batch,), generator=generator), buffer.end[row] - T + 1)
+    place = torch.randint(T, (batch,), generator=generator)
+    begin = torch.minimum(buffer.position[row] - place, buffer.end[row] - T + 1)
     return buffer._windows(row, torch.maximum(begin, buffer._start(row) - context + 1), T)
 
 
@@ -359,12 +365,14 @@ def test_a_small_world_model_expects_the_end_wherever_it_stands():
     fall, T, updates = 9, 10, 250
     buffer = play_coin(fall, 300)
     layout = MultiModalTokenizer(ObsSpec.from_space(gs.Discrete(fall)), TokenizerConfig()).layout
-    z = (torch.arange(T) + torch.arange(fall)[:, None])[..., None] % fall       # a ball that lands at place fall - b
+    # a ball that lands at place fall - b
+    z = (torch.arange(T) + torch.arange(fall)[:, None])[..., None] % fall
     expected = {}
     for name, draw in (("old", pushed_back), ("new", ReplayBuffer.segments)):
         torch.manual_seed(0)
         size = RetNetConfig(width=16, heads=2, layers=1, dropout=0.0, windows=(2.0, 8.0))
-        M = WorldModel(layout, ActionSpec.from_space(gs.Discrete(2)), WorldModelConfig(size, reward_bins=3))
+        config = WorldModelConfig(size, reward_bins=3)
+        M = WorldModel(layout, ActionSpec.from_space(Coin.action_space), config)
         g, optimizer = generator(), torch.optim.AdamW(M.parameters(), 5e-3)
         for update in range(updates):
             for group in optimizer.param_groups:
@@ -376,6 +384,7 @@ def test_a_small_world_model_expects_the_end_wherever_it_stands():
             optimizer.step()
         with torch.no_grad():
             p = M(z, torch.zeros_like(z))[0].done.sigmoid()                     # (fall, T)
-        expected[name] = torch.stack([p[fall - j, j - 1] for j in range(1, T)])  # at the landing, by its place
+        # at the landing, by its place
+        expected[name] = torch.stack([p[fall - j, j - 1] for j in range(1, T)])
     assert (expected["new"] - end_by_place(all_windows(buffer, T), fall)).abs().max() < 0.1
     assert expected["old"][-1] > 0.55 and (expected["old"][:-1] < 0.2).all()
