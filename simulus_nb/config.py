@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'FAMILIES', 'CollectConfig', 'VTraining', 'MTraining', 'CTraining', 'EvaluationConfig', 'check_ranges',
            'SettingsWarning', 'check_fit', 'is_json', 'Config', 'flat', 'differences', 'overlay', 'catch', 'small',
-           'minigrid', 'minatar', 'control', 'dmc_small', 'craftax_small', 'atari100k', 'dmc', 'craftax', 'rem',
-           'atari_smoke', 'preset', 'preset_for', 'cost']
+           'minigrid', 'minatar', 'control', 'dmc_small', 'craftax_small', 'as_published', 'atari100k', 'dmc',
+           'craftax', 'rem', 'atari_smoke', 'preset', 'preset_for', 'cost']
 
 # %% ../nbs/16_config.ipynb #c002
 import dataclasses
@@ -44,7 +44,7 @@ class VTraining:
     steps: int = field(default=200, metadata=dict(help="updates per epoch", low=0))
     start: int = field(default=5, metadata=dict(help="first epoch with updates (0-based)", low=0))
     lr: float = field(default=1e-4, metadata=dict(help="learning rate", low=0))
-    weight_decay: float = field(default=0.0, metadata=dict(help="AdamW weight decay of weight matrices", low=0))
+    weight_decay: float = field(default=0.0, metadata=dict(help="AdamW weight decay of all parameters", low=0))
     clip: float = field(default=10.0, metadata=dict(help="largest gradient norm", low=0))
 
 # %% ../nbs/16_config.ipynb #c008
@@ -72,7 +72,7 @@ class CTraining:
     start: int = field(default=50, metadata=dict(help="first epoch with updates (0-based)", low=0))
     critic_first: int = field(default=0, metadata=dict(help="epochs from there on in which only the critic learns", low=0))
     lr: float = field(default=2e-4, metadata=dict(help="learning rate", low=0))
-    weight_decay: float = field(default=0.0, metadata=dict(help="AdamW weight decay of weight matrices", low=0))
+    weight_decay: float = field(default=0.0, metadata=dict(help="AdamW weight decay of all parameters", low=0))
     clip: float = field(default=3.0, metadata=dict(help="largest gradient norm", low=0))
     scale_window: int = field(default=500, metadata=dict(help="batches that the return scale c looks back on", low=1))
     loss: ControllerLossConfig = field(default_factory=ControllerLossConfig)
@@ -142,7 +142,7 @@ def is_json(value: Any) -> bool:
 # %% ../nbs/16_config.ipynb #c020
 @dataclass(frozen=True)
 class Config:
-    "A whole run; the defaults are Simulus on Atari-100K."
+    "A whole run; the defaults are the sizes and the schedule of Simulus on Atari-100K."
     env: str = field(default="ALE/Breakout-v5", metadata=dict(help="Gymnasium id"))
     env_options: dict[str, Any] = field(default_factory=dict, metadata=dict(help="keyword arguments of the environment"))
     obs_kinds: dict[str, str] = field(default_factory=dict, metadata=dict(help="how to read an observation key, where not as inferred: image, vector, categorical, grid or drop"))
@@ -273,43 +273,60 @@ def craftax_small() -> Config:
         "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.01, "evaluation.episodes": 20, "evaluation.every": 0})
 
 # %% ../nbs/16_config.ipynb #c028
+def as_published(config: Config, every: int, interim: int) -> Config:
+    "`config` with what all published runs share; interim evaluations of `interim` episodes, each `every` epochs."
+    return replace(
+        config, precision="float32",
+        train_v=replace(config.train_v, weight_decay=0.01),
+        train_c=replace(config.train_c, weight_decay=0.01),
+        evaluation=replace(config.evaluation, every=every, interim=interim),
+    )
+
+
 def atari100k() -> Config:
     "Simulus on Atari-100K, the published sizes."
-    return Config()
+    return as_published(Config(), every=20, interim=16)
 
 
 def dmc() -> Config:
     "Simulus on DeepMind Control from proprioception, the published sizes."
-    return Config(
+    retnet = RetNetConfig(width=192, heads=3, layers=10, windows=(2.0, 2.0))
+    config = Config(
         env="dm_control/walker-walk-v0", env_options={"action_repeat": 2}, epochs=1000,
-        world_model=WorldModelConfig(retnet=RetNetConfig(width=192, heads=3, layers=10, windows=(2.0, 2.0))),
+        world_model=WorldModelConfig(retnet=retnet),
         controller=ControllerConfig(width=384, shared=False),
         collect=CollectConfig(steps=500, epochs=1000, epsilon=0.0, capacity=510_000),
         train_m=MTraining(batch=16, segment=20, context=1, steps=300, start=15),
-        train_c=CTraining(context=1, horizon=20, steps=100, start=20, critic_first=5),
+        train_c=CTraining(context=1, horizon=20, steps=100, start=20, critic_first=4),
         evaluation=EvaluationConfig(episodes=500),
     )
+    return as_published(config, every=10, interim=32)
 
 
 def craftax() -> Config:
     "Simulus on Craftax-1M, the published sizes."
-    return Config(
+    retnet = RetNetConfig(width=256, heads=4, layers=5, windows=(8.0, 40.0))
+    config = Config(
         env="simulus/Craftax-Symbolic-v1", epochs=10_000, save_every=250,
-        world_model=WorldModelConfig(retnet=RetNetConfig(width=256, heads=4, layers=5, windows=(8.0, 40.0))),
+        world_model=WorldModelConfig(retnet=retnet),
         collect=CollectConfig(steps=100, epochs=10_000, capacity=1_050_000),
         train_m=MTraining(batch=8, segment=20, context=2, steps=100, start=250),
         train_c=CTraining(horizon=19, steps=50, start=300),
     )
+    return as_published(config, every=200, interim=32)
 
 
 def rem() -> Config:
     "REM on Atari-100K, the published sizes, in this library's architecture."
-    base = atari100k()
+    base, block = atari100k(), 65                           # 64 observation tokens and an action
+    retnet = RetNetConfig(layers=5, windows=(32 / block, 512 / block))
+    loss = ControllerLossConfig(gamma=0.995)
     return replace(
         base,
         tokenizer=TokenizerConfig(image=VQVAEConfig(channels=32)),
-        world_model=WorldModelConfig(retnet=RetNetConfig(layers=5)),
-        train_c=replace(base.train_c, lr=1e-4, loss=ControllerLossConfig(gamma=0.995)),
+        world_model=WorldModelConfig(retnet=retnet),
+        train_m=replace(base.train_m, batch=64, clip=100.0),
+        train_c=replace(base.train_c, steps=100, lr=1e-4, loss=loss),
     )
 
 # %% ../nbs/16_config.ipynb #c030

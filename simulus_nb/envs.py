@@ -346,7 +346,7 @@ def make_env(
     noop_max: int = 30,                 # ALE, training: most no-op frames before a game
     clip_reward: bool = True,           # ALE, training: rewards clipped to their sign
     life_loss_done: bool = True,        # ALE, training: a lost life terminates
-    max_episode_steps: int | None = None,   # truncate after so many agent steps (None: the world's own; ALE training: 20,000)
+    max_episode_steps: int | None = None,   # truncate after so many agent steps (None: the world's own; ALE: only frames are limited)
     render_mode: str | None = None,     # passed on
     **kwargs,                           # passed on to the environment
 ) -> gymnasium.Env:
@@ -357,11 +357,11 @@ def make_env(
     if env_id.startswith("ALE/"):
         if action_repeat != 1:
             raise UserError(f"{env_id}: use frame_skip (frames per agent step, now {frame_skip}) instead of action_repeat")
-        emulator = {"max_num_frames_per_episode": 108_000, **kwargs}
+        emulator = {"max_num_frames_per_episode": 20_000 if training else 108_000, **kwargs}
         env = raw_make(env_id, frameskip=1, repeat_action_probability=0.0, full_action_space=False, render_mode=render_mode, **emulator)
         return AtariProtocol(env, image_size=image_size or 64, frame_skip=frame_skip, noop_max=noop_max if training else min(noop_max, 1),
             clip_reward=training and clip_reward, life_loss_done=training and life_loss_done,
-            max_steps=max_episode_steps or (20_000 if training else None))
+            max_steps=max_episode_steps)
     if env_id == CATCH and image_size:
         kwargs.setdefault("size", image_size)               # drawn at that size, not blurred to it
     limit = max_episode_steps and max_episode_steps * action_repeat     # Gymnasium's limit counts the steps inside

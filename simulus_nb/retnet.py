@@ -28,8 +28,8 @@ class RetNetConfig:
     heads: int = field(default=4, metadata=dict(help="retention heads h", low=1))
     layers: int = field(default=10, metadata=dict(help="layers, each of retention and feed-forward", low=1))
     ffn: int = field(default=4, metadata=dict(help="feed-forward width as a multiple of d", low=1))
-    dropout: float = field(default=0.1, metadata=dict(help="dropout on both residual branches while training", low=0, high=0.9))
-    windows: tuple[float, float] = field(default=(4.0, 16.0), metadata=dict(help="shortest and longest memory of a head, in blocks", low=0.5))
+    dropout: float = field(default=0.1, metadata=dict(help="dropout at the end of both residual branches while training", low=0, high=0.9))
+    windows: tuple[float, float] = field(default=(4.0, 16.0), metadata=dict(help="shortest and longest memory of a head, in blocks", low=0))
 
     def __post_init__(self):
         if self.heads < 1 or self.width % (2 * self.heads):

@@ -70,14 +70,15 @@ def pick_device(choice: str) -> torch.device:
 def adamw(
     module: nn.Module,
     lr: float,
-    weight_decay: float,
+    weight_decay: float,            # of the matrices of linear layers and convolutions
+    everything: bool = False,       # ... and of all other parameters
     capturable: bool = False,       # may become part of a CUDA graph: slower outside of one
 ) -> torch.optim.AdamW:
-    "AdamW over the trainable parameters, Eq. (20.4); weight decay only for the matrices of linear layers and convolutions."
+    "AdamW over the trainable parameters, Eq. (20.4)."
     params = [p for p in module.parameters() if p.requires_grad]
     matrices = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     groups = [dict(params=[p for p in params if id(p) in matrices], weight_decay=weight_decay),
-              dict(params=[p for p in params if id(p) not in matrices], weight_decay=0.0)]
+              dict(params=[p for p in params if id(p) not in matrices], weight_decay=weight_decay * everything)]
     fused = params[0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=lr, fused=fused, capturable=capturable)
 
@@ -115,11 +116,12 @@ class Learner:
     def __init__(self, agent: Agent, config: Config, generator: torch.Generator | None = None):
         self.agent, self.config, self.generator = agent, config, generator
         v, m, c = config.train_v, config.train_m, config.train_c
-        self.optimizers = {"m": adamw(agent.world_model, m.lr, m.weight_decay, capturable=config.graphs),
-                           "c": adamw(agent.controller, c.lr, c.weight_decay, capturable=config.graphs)}
+        optimizer = partial(adamw, capturable=config.graphs)
+        self.optimizers = {"m": optimizer(agent.world_model, m.lr, m.weight_decay),
+                           "c": optimizer(agent.controller, c.lr, c.weight_decay, everything=True)}
         self.perceptual = None
         if agent.tokenizer.images():                        # other kinds of tokens have nothing to learn
-            self.optimizers["v"] = adamw(agent.tokenizer, v.lr, v.weight_decay, capturable=config.graphs)
+            self.optimizers["v"] = optimizer(agent.tokenizer, v.lr, v.weight_decay, everything=True)
             self.perceptual = make_perceptual(config.tokenizer.image.perceptual)
         if self.perceptual is not None:
             self.perceptual.to(agent.device)

@@ -108,6 +108,7 @@ def test_help_lists_every_setting_with_the_preset_s_default(name, capsys, monkey
     for setting, value in flat(preset(name)).items():
         assert option(setting) in text or option(setting).replace("shared", "no-shared") in text
     assert f"AdamW weight decay of weight matrices (default: {preset(name).train_m.weight_decay})" in squeezed
+    assert f"AdamW weight decay of all parameters (default: {preset(name).train_c.weight_decay})" in squeezed
     assert f"Gymnasium id (default: {preset(name).env})" in squeezed
     assert f"updates per epoch (default: {preset(name).train_c.steps})" in squeezed
 

@@ -3,13 +3,16 @@ import dataclasses
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulus_nb.config import (PRESETS, CollectConfig, Config, CTraining, MTraining, atari100k, catch, check_fit, check_ranges, cost, differences,
                                flat, is_json, overlay, preset, preset_for, rem)
+from simulus_nb.retnet import head_decays
 from simulus_nb.spaces import UserError
 
 few = settings(deadline=None, max_examples=30)
@@ -36,34 +39,47 @@ def test_presets_are_valid_and_survive_json(name):
     assert all(type(a) is type(b) for a, b in zip(flat(again).values(), flat(config).values()))       # tuples are tuples again
 
 
-def test_published_sizes():
-    c = atari100k()
-    r, v, m, d = c.world_model.retnet, c.tokenizer.image, c.train_m, c.train_c
-    assert (v.image_size, v.stages, v.vocab, v.code_dim, v.channels, v.perceptual) == (64, 3, 512, 256, 64, "vgg")
-    assert (r.layers, r.heads, r.width, r.ffn, r.dropout, r.windows) == (10, 4, 256, 4, 0.1, (4, 16))
-    assert (m.batch, m.steps, m.start, m.segment, m.context, m.lr, m.weight_decay, m.clip) == (32, 200, 25, 10, 2, 2e-4, 0.05, 3)
-    assert (c.train_v.batch, c.train_v.steps, c.train_v.start, c.train_v.lr, c.train_v.clip) == (128, 200, 5, 1e-4, 10)
-    assert (d.batch, d.steps, d.start, d.horizon, d.burn_in, d.lr, d.clip, d.scale_window) == (128, 80, 50, 10, 20, 2e-4, 3, 500)
-    assert (d.loss.gamma, d.loss.lam, d.loss.entropy) == (0.99, 0.95, 1e-3)
-    assert (c.collect.steps, c.collect.epochs, c.epochs, c.collect.epsilon) == (200, 500, 600, 0.01)
-    assert (c.evaluation.episodes, c.evaluation.temperature) == (100, 0.5)
-    assert c.collect.capacity >= cost(c)["env_steps"]                       # the whole run fits
-    assert differences(c, rem()) == {"tokenizer.image.channels": (64, 32), "world_model.retnet.layers": (10, 5),
-                                     "train_c.lr": (2e-4, 1e-4), "train_c.loss.gamma": (0.99, 0.995)}
+PUBLISHED = ("atari100k", "rem", "dmc", "craftax")
+CLAIMS = json.loads((Path(__file__).parents[1] / "nbs" / "data" / "settings.json").read_text())
 
 
-def test_published_sizes_of_the_other_benchmarks():
-    dmc, craftax = preset("dmc"), preset("craftax")
-    r = [p.world_model.retnet for p in (dmc, craftax)]
-    assert [(x.layers, x.heads, x.width, x.dropout, x.windows) for x in r] == [(10, 3, 192, 0.1, (2, 2)), (5, 4, 256, 0.1, (8, 40))]
-    assert [(m.batch, m.steps, m.start, m.segment, m.context) for m in (dmc.train_m, craftax.train_m)] == [(16, 300, 15, 20, 1), (8, 100, 250, 20, 2)]
-    assert [(d.batch, d.steps, d.start, d.horizon, d.critic_first) for d in (dmc.train_c, craftax.train_c)] == [(128, 100, 20, 20, 5), (128, 50, 300, 20, 0)]
-    assert [(c.controller.width, c.controller.shared) for c in (dmc, craftax)] == [(384, False), (512, True)]
-    assert [(c.collect.steps, c.collect.epochs, c.epochs, c.collect.epsilon) for c in (dmc, craftax)] == [(500, 1000, 1000, 0), (100, 10_000, 10_000, 0.01)]
-    assert dmc.env_options == {"action_repeat": 2} and (dmc.evaluation.episodes, craftax.evaluation.episodes) == (500, 100)
-    assert [cost(c)["env_steps"] for c in (dmc, craftax)] == [500_000, 1_000_000]
-    for c in (dmc, craftax):                                                # the whole run fits, with a last row for every episode
-        assert c.collect.capacity >= 1.01 * cost(c)["env_steps"]
+def claimed(kind, name):
+    "The settings of a preset that `nbs/data/settings.json` calls published or ours."
+    other = {"published": "ours", "ours": "published"}[kind]
+    return {k: v for k, v in (CLAIMS[kind]["all"] | CLAIMS[kind][name]).items() if k not in CLAIMS[other][name]}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_setting_of_a_published_preset_is_published_or_has_a_reason(name):
+    mine, published, ours = json.loads(json.dumps(flat(preset(name)))), claimed("published", name), claimed("ours", name)
+    assert not set(published) & set(ours)
+    assert set(mine) - set(published) - set(ours) == set(), "say in nbs/data/settings.json where these come from"
+    assert (set(published) | set(ours)) - set(mine) == set()
+    assert {k: mine[k] for k in published} == published
+    assert all(isinstance(why, str) and why for why in ours.values())
+    assert not set(CLAIMS["published"][name]) & set(CLAIMS["ours"][name])
+
+
+def test_the_comparison_notices_a_wrong_number():
+    published = claimed("published", "atari100k")
+    for name, value in {"train_c.critic_first": 5, "precision": "auto", "train_v.weight_decay": 0.0, "evaluation.every": 0}.items():
+        assert published[name] != value and flat(atari100k().change({name: value}))[name] == value
+
+
+def test_windows_of_rem_are_32_to_512_tokens():
+    retnet = rem().world_model.retnet
+    decay = head_decays(retnet.heads, retnet.windows, block=65)
+    assert torch.allclose(1 / (1 - decay[[0, -1]]), torch.tensor([32.0, 512.0]).double())
+    assert Config().change({"world_model.retnet.windows": [0.01, 0.2]}).world_model.retnet.windows == (0.01, 0.2)
+
+
+def test_published_runs_fit_their_replay_and_are_compared_by_differences():
+    assert differences(Config(), atari100k()) == {
+        "precision": ("auto", "float32"), "train_v.weight_decay": (0, 0.01), "train_c.weight_decay": (0, 0.01),
+        "evaluation.every": (0, 20), "evaluation.interim": (20, 16)}
+    assert [cost(preset(n))["env_steps"] for n in PUBLISHED] == [100_000, 100_000, 500_000, 1_000_000]
+    for name in PUBLISHED:                                  # the whole run fits, with a last row for every episode
+        assert preset(name).collect.capacity >= 1.01 * cost(preset(name))["env_steps"]
 
 
 def test_every_family_of_worlds_has_its_preset():

@@ -198,8 +198,40 @@ def test_step_and_frame_limits_truncate():
     env.reset(seed=0)
     ends = [env.step(0)[2:4] for _ in range(20)]
     assert ends == [(False, False)] * 19 + [(False, True)]
-    assert make_env("ALE/Pong-v5").max_steps == 20_000 and make_env("ALE/Pong-v5", training=False).max_steps is None
-    assert make_env("ALE/Pong-v5", training=False).env.spec.kwargs["max_num_frames_per_episode"] == 108_000
+    limit = lambda training: make_env("ALE/Pong-v5", training=training).ale.getInt("max_num_frames_per_episode")
+    assert (limit(True), limit(False)) == (20_000, 108_000)
+    assert make_env("ALE/Pong-v5").max_steps is make_env("ALE/Pong-v5", training=False).max_steps is None
+    env = make_env("ALE/Pong-v5", max_num_frames_per_episode=4_000)
+    assert env.ale.getInt("max_num_frames_per_episode") == 4_000                    # the caller's word counts
+
+
+def test_a_training_game_is_truncated_after_20000_frames_and_not_before():
+    env = make_env("ALE/Breakout-v5")
+    env.reset(seed=1)
+    noops, steps = env.ale.getEpisodeFrameNumber(), 0
+    assert 1 <= noops <= 30
+    while env.ale.getEpisodeFrameNumber() < 20_000 - 8:
+        steps += 1
+        assert [env.ale.act(env.buttons[0]) for _ in range(4)] == [0] * 4 and not env.ale.game_over()   # nobody launches the ball
+    ends, limit = [], -(-(20_000 - noops) // 4)
+    for step in range(steps + 1, limit + 1):
+        ends.append((step, *env.step(0)[2:4]))
+    assert ends[-1] == (limit, False, True) and all(end[1:] == (False, False) for end in ends[:-1])
+    assert env.ale.getEpisodeFrameNumber() == 20_000 and env.ale.lives() == 5
+    env.reset()                                             # a new game, not the next life
+    assert env.ale.getEpisodeFrameNumber() <= 30
+
+
+def test_frames_of_lost_lives_count_towards_the_limit_of_a_training_game():
+    env, rng = make_env("ALE/Breakout-v5", max_num_frames_per_episode=600), np.random.default_rng(0)
+    env.reset(seed=0)
+    noops, steps, lives, truncated = env.ale.getEpisodeFrameNumber(), 0, 0, False
+    while not truncated:
+        _, _, terminated, truncated, _ = env.step(rng.integers(4))
+        steps, lives = steps + 1, lives + (terminated and not truncated)
+        if terminated and not truncated:
+            env.reset()                                     # one no-op step of four frames
+    assert lives >= 1 and steps == -(-(600 - noops) // 4) - lives
 
 
 def test_the_step_limit_counts_the_whole_game_over_its_lives():

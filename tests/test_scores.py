@@ -196,6 +196,12 @@ def test_every_published_file_is_complete(agent):
     assert {x.shape for x in raw.values()} == ({()} if agent == "EfficientZero" else {(5,)})
 
 
+def test_the_newest_agent_has_one_game_and_enters_no_summary():
+    newest = read_scores(DATA / "Simulus-A.json")
+    assert {g: x.shape for g, x in newest.items()} == {"Breakout": (5,)} and "Simulus-A" not in AGENTS
+    assert newest["Breakout"].min() > read_scores(DATA / "Simulus.json")["Breakout"].max()
+
+
 @pytest.mark.parametrize("text,say", [("[1, 2]", "JSON object"), ("{", "JSON object"), ('{"Pong": []}', "Pong"), ('{"Pong": [1, NaN]}', "Pong"), ('{"Pong": "x"}', "JSON object"),
                                       ('{"Tetris": [1]}', "not one of the 26"), ('{"Pong": [[1]]}', "Pong")])
 def test_damaged_files_of_scores_are_refused(tmp_path, text, say):

@@ -11,7 +11,7 @@ import torch
 from simulus_nb.agent import Agent
 from simulus_nb.config import preset
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import Epochs, RunFolder, Trainer, plot_history
+from simulus_nb.trainer import Epochs, Learner, RunFolder, Trainer, infer_specs, make_agent, plot_history
 
 
 def toy(**changes):
@@ -187,3 +187,22 @@ def test_a_tracker_hears_what_metrics_jsonl_holds(tmp_path, monkeypatch):
     said.clear()
     Trainer(tiny, tmp_path / "c", progress=False).train()
     assert not said
+
+
+@pytest.mark.parametrize("stage", "vmc")
+def test_weight_decay_takes_all_of_v_and_c_but_only_matrices_of_m(stage):
+    "With gradients of zero AdamW only decays: by 1 - lr * decay, or not at all."
+    config = toy().change({f"train_{s}.weight_decay": 0.5 for s in "vmc"} | {f"train_{s}.lr": 0.1 for s in "vmc"})
+    agent = make_agent(config, *infer_specs(config))
+    learner = Learner(agent, config)
+    module = {"v": agent.tokenizer, "m": agent.world_model, "c": agent.controller}[stage]
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    matrices = {f"{name}.weight" for name, m in module.named_modules() if isinstance(m, kinds)}
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    learner.optimizers[stage].step()
+    for name, p in module.named_parameters():
+        factor = 1 - 0.1 * 0.5 if stage != "m" or name in matrices else 1
+        assert torch.allclose(p, factor * before[name], rtol=1e-6, atol=0), name
+    assert matrices < set(before) and any(before[name].abs().sum() > 0 for name in set(before) - matrices)

@@ -1,0 +1,48 @@
+"""Lists of what differs from the published agent: numbered without gaps, and all of them on the page of chapter 23."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NBS = Path(__file__).parents[1] / "nbs"
+PAGES = sorted(NBS.glob("[0-9]*.ipynb"))
+ITEM = re.compile(r"\*\*D(\d+)\.(\d+)\b")
+PARTS = (1, 2, 5, 6, 9, 11, 12, 13, 14, 15, 16, 18)         # chapters that build what the published agent has too
+
+
+def cells(path):
+    return json.loads(path.read_text(encoding="utf8"))["cells"]
+
+
+def markdown(path):
+    return "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
+
+
+def items(path):
+    "(chapter, number, line) of every labelled item on a page."
+    return [(int(m[1]), int(m[2]), line) for line in markdown(path).splitlines() for m in ITEM.finditer(line)]
+
+
+def shown():
+    "The list that chapter 23 has printed."
+    page = cells(NBS / "23_atari.ipynb")
+    found = [c for c in page if c["cell_type"] == "code" and "differences_listed" in "".join(c["source"])]
+    assert len(found) == 1
+    return "".join("".join(x["data"]["text/markdown"]) for x in found[0]["outputs"] if "data" in x).splitlines()
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if items(p)], ids=lambda p: p.stem)
+def test_items_carry_their_chapter_and_have_no_gaps(path):
+    found = items(path)
+    assert [(chapter, number) for chapter, number, _ in found] == [(int(path.name[:2]), i) for i in range(1, len(found) + 1)]
+
+
+def test_every_part_of_the_agent_has_a_list():
+    assert set(PARTS) <= {chapter for path in PAGES for chapter, *_ in items(path)}
+
+
+def test_chapter_23_shows_every_item_as_its_chapter_has_it():
+    listed = [line for path in PAGES for *_, line in items(path)]
+    assert [line for line in shown() if ITEM.search(line)] == listed, "run nbs/23_atari.ipynb again"
+    assert all(f"]({path.name})" in "\n".join(shown()) for path in PAGES if items(path))
