@@ -186,7 +186,7 @@ class SavedTable(EpisodeTable):
 # %% ../nbs/02_replay.ipynb #c028
 @dataclass
 class Segment:
-    "A batch of windows of `T` places: rows of one episode, one after the other, and masked padding."
+    "A batch of windows of `T` places: rows of one episode, one after the other, and padding."
     z: Tensor           # (B, T, S) int64 tokens of the observations, zero where padded
     action: Tensor      # (B, T, K_a) int64 tokens, zero where padded and on last rows
     reward: Tensor      # (B, T) float32
