@@ -54,10 +54,14 @@ def dream_step(
     predict: Callable | None = None,              # M's forward pass made otherwise; None: `world_model` itself
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:       # next z (B, S), expected reward (B,), end (B,) bool, next state
     "M's answer to one action, drawn: the inner half of Eq. (14.2)."
-    now = [z[:, None], action[:, None], torch.ones_like(z[:, :1], dtype=torch.bool)]
-    z, action, mask = now if past is None else (torch.cat(x, 1) for x in zip(past, now))
     ask = world_model if predict is None else predict
-    prediction, memory = ask(z, action, memory, mask if past else None, first=z.shape[1])
+    z, action = z[:, None], action[:, None]
+    if past is None:
+        prediction, memory = ask(z, action, memory)
+    else:
+        now = z, action, torch.ones_like(action[..., 0], dtype=torch.bool)
+        z, action, mask = (torch.cat(x, 1) for x in zip(past, now))
+        prediction, memory = ask(z, action, memory, mask, first=z.shape[1])     # Eq. (14.2a)
     reward = world_model.reward.decode(prediction.reward)[:, 0]                                 # Eq. (14.5)
     done = torch.rand(len(z), device=z.device, generator=generator) < prediction.done[:, 0].float().sigmoid()   # Eq. (14.4)
     return sample_observation(world_model.layout, prediction, generator)[:, 0], reward, done, memory            # Eq. (14.3)
@@ -78,8 +82,9 @@ def imagine(
         raise UserError(f"a dream needs a horizon of 2 observations or more, got {horizon}")
     real = context.z.shape[1] - 1
     start = controller.remember(context.z[:, :-1], context.action[:, :-1], context.mask[:, :-1])
-    recent = slice(0 if blocks is None else max(0, real - blocks), real)        # Eq. (14.2a)
-    past = [x[:, recent] for x in (context.z, context.action, context.mask)]
+    blocks = real if blocks is None else min(blocks, real)
+    recent = slice(real - blocks, real)                                         # Eq. (14.2a)
+    past = [x[:, recent] for x in (context.z, context.action, context.mask)] if blocks else None
     state = actor_state(start)                                                  # values are asked for later, all at once
     z, action, memory = context.z[:, -1], None, None
     alive, steps = torch.ones(len(z), device=z.device), []
