@@ -213,8 +213,8 @@ def catch() -> Config:
     return Config(
         env="simulus/Catch-v0", epochs=24, save_every=8, threads=1,
         tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=32, channels=8, stages=4, code_dim=64, vocab=128, commitment=0.25, perceptual="none")),
-        world_model=WorldModelConfig(retnet=RetNetConfig(width=64, heads=2, layers=2, dropout=0.0, windows=(2.0, 8.0))),
-        controller=ControllerConfig(width=96, channels=(32, 32), embedding=32, shared=False),
+        world_model=WorldModelConfig(retnet=RetNetConfig(width=64, heads=2, layers=2, dropout=0.0, windows=(2.0, 8.0)), reward_limit=7.0, reward_mean="raw"),
+        controller=ControllerConfig(width=96, channels=(32, 32), embedding=32, shared=False, value_limit=7.0, value_mean="raw"),
         collect=CollectConfig(steps=120, epochs=24, epsilon=0.05, capacity=12_000),
         train_v=VTraining(batch=32, steps=60, start=2, lr=2e-3),
         train_m=MTraining(batch=24, segment=10, context=1, steps=60, start=4, lr=1e-3, weight_decay=0.01),
@@ -227,7 +227,7 @@ def small() -> Config:
     "Any world of vectors, categories, maps or small pictures: minutes on one CPU core."
     return catch().change({
         "env": "CartPole-v1", "epochs": 60, "save_every": 10, "tokenizer.image.stages": 3, "tokenizer.image.vocab": 64, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
-        "controller.width": 128, "controller.value_limit": 7.0, "controller.value_mean": "raw",
+        "controller.width": 128,
         "collect.steps": 150, "collect.epochs": 60, "collect.num_envs": 1, "collect.epsilon": 0.02, "collect.capacity": 50_000, "train_v.steps": 30, "train_v.start": 2,
         "train_m.batch": 20, "train_m.segment": 16, "train_m.steps": 60, "train_m.start": 4,
         "train_c.context": 2, "train_c.horizon": 15, "train_c.steps": 40, "train_c.start": 8, "train_c.lr": 1e-3, "train_c.loss.gamma": 0.985, "train_c.loss.entropy": 0.002,
@@ -237,7 +237,7 @@ def small() -> Config:
 def minigrid() -> Config:
     "MiniGrid: a map of three channels and a direction."
     return small().change({
-        "env": "MiniGrid-Empty-Random-6x6-v0", "epochs": 30, "controller.value_mean": "symlog", "collect.steps": 200, "collect.epochs": 30, "collect.epsilon": 0.05,
+        "env": "MiniGrid-Empty-Random-6x6-v0", "epochs": 30, "collect.steps": 200, "collect.epochs": 30, "collect.epsilon": 0.05,
         "train_m.batch": 15, "train_m.steps": 40, "train_c.burn_in": 6, "train_c.steps": 20, "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.003,
         "controller.width": 96, "evaluation.every": 5})
 
@@ -245,7 +245,7 @@ def minigrid() -> Config:
 def minatar() -> Config:
     "MinAtar: small games on a 10 x 10 map, seen as four tokens of 5 x 5 cells; an action is held for 8 frames."
     return small().change({
-        "env": "MinAtar/Freeway-v1", "env_options": {"action_repeat": 8}, "epochs": 25, "tokenizer.grid_patch": 5, "controller.width": 96, "controller.value_mean": "symlog",
+        "env": "MinAtar/Freeway-v1", "env_options": {"action_repeat": 8}, "epochs": 25, "tokenizer.grid_patch": 5, "controller.width": 96,
         "collect.steps": 200, "collect.epochs": 25, "collect.epsilon": 0.05, "train_m.batch": 15, "train_m.steps": 40,
         "train_c.burn_in": 4, "train_c.horizon": 12, "train_c.steps": 30, "train_c.loss.gamma": 0.93, "train_c.loss.entropy": 0.004, "evaluation.episodes": 20, "evaluation.every": 5, "evaluation.interim": 5})
 
@@ -253,7 +253,7 @@ def minatar() -> Config:
 def control() -> Config:
     "Continuous actions: few levels, each action held for two steps."
     return small().change({
-        "env": "Pendulum-v1", "env_options": {"action_repeat": 2}, "epochs": 45, "tokenizer.action_levels": 7, "world_model.reward_mean": "raw",
+        "env": "Pendulum-v1", "env_options": {"action_repeat": 2}, "epochs": 45, "tokenizer.action_levels": 7,
         "controller.width": 96, "collect.epochs": 45, "train_m.steps": 50, "train_c.batch": 128, "train_c.steps": 30, "train_c.start": 6, "train_c.loss.gamma": 0.95, "train_c.loss.entropy": 0.001,
         "evaluation.every": 5})
 
@@ -268,7 +268,7 @@ def dmc_small() -> Config:
 def craftax_small() -> Config:
     "Craftax, symbolic, at the size of a laptop."
     return small().change({
-        "env": "simulus/Craftax-Symbolic-v1", "env_options": {"scale": 2.0}, "epochs": 80, "tokenizer.grid_patch": 3, "controller.value_mean": "symlog",
+        "env": "simulus/Craftax-Symbolic-v1", "env_options": {"scale": 2.0}, "epochs": 80, "tokenizer.grid_patch": 3,
         "collect.steps": 200, "collect.epochs": 80, "train_m.batch": 12, "train_m.steps": 40, "train_c.batch": 32, "train_c.steps": 20,
         "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.01, "evaluation.episodes": 20, "evaluation.every": 0})
 

@@ -99,7 +99,7 @@ class Trunk(nn.Module):
 
 # %% ../nbs/13_controller.ipynb #c023
 def init_weights(trunk: Trunk) -> None:
-    "Start of a trunk: what differs between observations reaches h undiminished."
+    "Start of a trunk: what differs between observations reaches h undiminished, and stays: Eq. (13.13b)."
     for m in trunk.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
@@ -108,11 +108,11 @@ def init_weights(trunk: Trunk) -> None:
         if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None:
             nn.init.zeros_(m.bias)
     for name, p in trunk.lstm.named_parameters():
-        for gate in p.data.chunk(4):                         # input, forget, candidate, output
+        for k, gate in enumerate(p.data.chunk(4)):           # input, forget, candidate, output
             if p.ndim == 1:
-                nn.init.zeros_(gate)
+                nn.init.constant_(gate, 1.0 if k == 1 else 0.0)         # two biases a gate, so b_f = 2: Eq. (13.13b)
             else:
-                nn.init.orthogonal_(gate, gain=3.0 if "ih" in name else 0.3)
+                nn.init.orthogonal_(gate, gain=3.0 if "ih" in name else 1.0)
 
 # %% ../nbs/13_controller.ipynb #c025
 LSTMState = tuple[Tensor, Tensor]     # (h, c), each (trunks, B, width), in the dtype of C's weights

@@ -6,6 +6,7 @@
 __all__ = ['symlog', 'symexp', 'TwoHot', 'HLGauss']
 
 # %% ../nbs/03_scalars.ipynb #c002
+from math import log, sinh
 from typing import Literal
 
 import torch
@@ -91,5 +92,6 @@ class HLGauss(_Histogram):
             return super().decode(logits)
         logits = _at_least_float32(logits)
         b = self.centers(logits)
-        s = b.sign() * torch.expm1((b.abs() - (self.sigma * self.width) ** 2 / 2).clamp(min=0))         # Eq. (3.13)
+        wide = (self.sigma * self.width) ** 2 / 2 + log(sinh(self.width / 2) / (self.width / 2))        # Eq. (3.13a)
+        s = b.sign() * torch.expm1((b.abs() - wide).clamp(min=0))               # Eq. (3.13)
         return (logits.softmax(-1) * s).sum(-1)                                 # Eq. (3.13)

@@ -78,11 +78,19 @@ class Heads(nn.Module):
         self.groups = layout.groups
         self.obs = nn.ModuleList(head(width, len(g.vocab) * max(g.vocab)) for g in layout.groups)
         self.reward, self.done = head(width, reward_bins), head(width, 1)
+        self.end = nn.Parameter(torch.zeros(width))          # e of Eq. (11.10a)
 
-    def forward(self, yu: Tensor) -> Prediction:             # (B, P, K, d)
-        "Logits of P predictions."
-        obs = {}
-        for g, net, y in zip(self.groups, self.obs, yu.split([g.count for g in self.groups], 2)):
+    def forward(
+        self,
+        yu: Tensor,                                          # (B, P, K, d)
+        done: Tensor | None = None,                          # (B, P) d_t, where known; None: the episode goes on
+        silent: int = 0,                                     # first predictions of which no observation is asked
+    ) -> Prediction:
+        "Logits of P predictions, those of observations without the `silent` first."
+        obs, asked = {}, yu[:, silent:]
+        if done is not None:
+            asked = asked + done[:, silent:, None, None].to(self.end.dtype) * self.end                   # Eq. (11.10a)
+        for g, net, y in zip(self.groups, self.obs, asked.split([g.count for g in self.groups], 2)):
             logits = net(y).unflatten(-1, (len(g.vocab), -1))                                            # Eq. (11.10)
             obs[g.key] = mask_invalid(logits, g.vocab) if g.sizes is None else mask_invalid(logits.squeeze(-2), g.sizes).unsqueeze(-2)
         y = yu[:, :, -1]                                     # y_K, the summary
@@ -125,11 +133,15 @@ class WorldModel(nn.Module):
         mask: Tensor | None = None,                          # (B, T) False where padded
         first: int = 1,                                      # predict from S_first on
         keep: bool = True,                                   # False: S_T is not wanted (None)
+        context: int | None = None,                          # observations only from S_context on; None: from S_first
+        done: Tensor | None = None,                          # (B, T) d_t, where known; None: every episode goes on
     ) -> tuple[Prediction, Tensor | None]:                   # P = T - first + 1 predictions, and S_T
         "What follows every block: Eq. (11.1) for t = first, ..., T."
         x = self.embed(z, action)
         yu, state = pop(self.retnet, x, self.xu, state, mask, first, keep)      # Eqs. (11.7), (11.8)
-        return self.predict(yu), state                                          # Eqs. (11.1), (11.2)
+        silent = 0 if context is None else context - first
+        known = None if done is None else done[:, first - 1:]
+        return self.predict(yu, known, silent), state                           # Eqs. (11.1), (11.2)
 
     def remember(self, z: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
         "State S_T after a context (B, T, ·), predicting nothing."
@@ -168,19 +180,23 @@ def world_model_loss(
     reward: Tensor,                   # (B, T) r_t follows a_t
     done: Tensor,                     # (B, T) d_t follows a_t
     mask: Tensor,                     # (B, T) False where padded
-    context: int = 1,                 # blocks that only give context: predictions from S_context on
+    context: int = 1,                 # c: observations are targets from S_context on
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    "L_M averaged over the transitions that count, Eq. (11.17), and its terms (detached)."
-    prediction, _ = model(z[:, :-1], action[:, :-1], mask=mask[:, :-1], first=context, keep=False)
-    now, then = slice(context - 1, -1), slice(context, None)
-    weight = (mask[:, now] & mask[:, then]).to(_full(prediction.done).dtype)    # Eq. (11.17), w
-    count = mean_of_all(weight.sum()).clamp(min=1 / processes())                # of all processes, where there are several
-    average = lambda x: (x * weight).sum() / count                              # Eq. (11.17)
-    each = modality_losses(model.layout, prediction, z[:, then])                # Eq. (11.13a)
-    obs = average(observation_loss(model.layout, each))                         # Eq. (11.13)
-    rew = average(model.reward.loss(prediction.reward, reward[:, now]))         # Eq. (11.14)
-    logit = _full(prediction.done)
-    end = average(F.binary_cross_entropy_with_logits(logit, done[:, now].to(logit.dtype), reduction="none"))     # Eq. (11.15)
+    "L_M, every term averaged over its own targets, Eq. (11.17), and its terms (detached)."
+    prediction, _ = model(z[:, :-1], action[:, :-1], mask=mask[:, :-1], keep=False,
+                          context=context, done=done[:, :-1])
+    dtype = _full(prediction.done).dtype
+    weight = (mask[:, :-1] & mask[:, 1:]).to(dtype)                             # Eq. (11.17), w
+    later = weight[:, context - 1:]                                             # w where t >= c
+    each = modality_losses(model.layout, prediction, z[:, context:])            # Eq. (11.13a)
+    obs = _average(observation_loss(model.layout, each), later)                 # Eq. (11.13)
+    rew = _average(model.reward.loss(prediction.reward, reward[:, :-1]), weight)         # Eq. (11.14)
+    chance = _full(prediction.done)
+    end = _average(F.binary_cross_entropy_with_logits(chance, done[:, :-1].to(dtype), reduction="none"), weight)         # Eq. (11.15)
     loss = obs + rew + end                                                      # Eq. (11.16)
-    terms = dict(loss=loss, obs=obs, reward=rew, done=end) | ({f"obs/{key}": average(x) for key, x in each.items()} if len(each) > 1 else {})
-    return loss, {name: x.detach() for name, x in terms.items()}
+    parts = {f"obs/{key}": _average(x, later) for key, x in each.items()} if len(each) > 1 else {}
+    return loss, {name: x.detach() for name, x in (dict(loss=loss, obs=obs, reward=rew, done=end) | parts).items()}
+
+def _average(x: Tensor, weight: Tensor) -> Tensor:
+    "Mean of x (B, P) over the transitions that count, of all processes where there are several: Eq. (11.17)."
+    return (x * weight).sum() / mean_of_all(weight.sum()).clamp(min=1 / processes())     # Eq. (11.17)

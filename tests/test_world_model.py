@@ -96,14 +96,14 @@ def test_untrained_answers_are_uniform():
 
 
 def reference(M, z, action, reward, done, mask, context=1):
-    "The loss word for word: mean over transitions that count, with padding cut away."
+    "The loss word for word: every term's mean over its own targets, with padding cut away."
     terms = []
     for b in range(len(z)):
-        for t in range(context - 1, z.shape[1] - 1):
+        for t in range(z.shape[1] - 1):
             if not (mask[b, t] and mask[b, t + 1]): continue
             start = int(mask[b].int().argmax())
-            p, _ = M(z[b:b+1, start:t+1], action[b:b+1, start:t+1], first=t + 1 - start)
-            obs = 0.0
+            p, _ = M(z[b:b+1, start:t+1], action[b:b+1, start:t+1], first=t + 1 - start, done=done[b:b+1, start:t+1])
+            obs = 0.0 if t + 1 >= context else torch.nan                       # frames are no targets before `context`
             for key, target in M.layout.split(z[b, t + 1]).items():
                 for i in range(target.shape[0]):
                     for c in range(target.shape[1]):
@@ -112,7 +112,7 @@ def reference(M, z, action, reward, done, mask, context=1):
             rew = -(q * p.reward[0, 0].log_softmax(-1)).sum()
             chance = p.done[0, 0].sigmoid()
             terms.append(torch.stack([obs, rew, -(chance if done[b, t] else 1 - chance).log()]))
-    return torch.stack(terms).mean(0)
+    return torch.stack(terms).nanmean(0)
 
 
 @settings(deadline=None, max_examples=8)
@@ -142,10 +142,43 @@ def test_padding_and_context_have_no_say():
     assert (gradient[~s["mask"][:, :-1]] == 0).all() and (gradient[2] > 0).all() and (gradient[1, :2] > 0).all() and gradient[1, 2] == 0
     noise = dict(s, z=torch.where(s["mask"][..., None], s["z"], 1 - s["z"].clamp(max=1)), reward=torch.where(s["mask"], s["reward"], 7.0), done=s["done"] | ~s["mask"])
     close(world_model_loss(M, **noise)[0], loss, 1e-12)
-    early = dict(s, reward=s["reward"].clone())
-    early["reward"][:, :2] = 50.0                                          # rewards of context blocks
-    close(world_model_loss(M, **early, context=3)[0], world_model_loss(M, **s, context=3)[0], 1e-12)
-    assert abs(world_model_loss(M, **early)[0] - loss) > 1e-3
+    early = dict(s, z=s["z"].clone())
+    early["z"][2, 1] = 1 - early["z"][2, 1].clamp(max=1)                   # a frame among the context blocks is no target,
+    *_, a = world_model_loss(M, **early)
+    *_, b = world_model_loss(M, **s)
+    assert abs(a["obs"] - b["obs"]) > 1e-3
+    early = dict(s, reward=s["reward"].clone(), done=s["done"].clone())
+    early["reward"][2, :2], early["done"][2, :2] = 50.0, ~s["done"][2, :2]
+    (_, a), (_, b) = (world_model_loss(M, **x, context=3) for x in (early, s))
+    assert abs(a["reward"] - b["reward"]) > 1e-3 and abs(a["done"] - b["done"]) > 1e-3     # but rewards and ends there are
+    close(a["obs"], b["obs"], 1e-12)
+
+
+def test_the_first_frames_are_no_targets():
+    _, M = make()
+    s = segment(M)
+    p, _ = M(s["z"][:, :-1], s["action"][:, :-1], context=3)
+    whole, _ = M(s["z"][:, :-1], s["action"][:, :-1])
+    assert all(torch.equal(x, whole.obs[k][:, 2:]) for k, x in p.obs.items()) and torch.equal(p.reward, whole.reward)
+    tell = [modality_losses(M.layout, p, s["z"][:, 3:])[k].mean() for k in p.obs]
+    _, metrics = world_model_loss(M, **dict(s, done=torch.zeros_like(s["done"])), context=3)
+    close(torch.stack([metrics[f"obs/{k}"] for k in p.obs]), torch.stack(tell))
+
+
+def test_frames_that_end_an_episode_do_not_move_those_that_do_not():
+    _, M = make()
+    s = segment(M)
+    args = s["z"][:, :-1], s["action"][:, :-1]
+    nn.init.normal_(M.predict.end)
+    told, asked = M(*args, done=s["done"][:, :-1])[0], M(*args)[0]
+    changed = torch.stack([(told.obs[k] - x).abs().amax((2, 3, 4)) for k, x in asked.obs.items()]).amax(0) > 0
+    assert torch.equal(changed, s["done"][:, :-1]) and torch.equal(told.reward, asked.reward) and torch.equal(told.done, asked.done)
+    loss, _ = world_model_loss(M, **dict(s, done=torch.zeros_like(s["done"])))
+    loss.backward()
+    assert (M.predict.end.grad == 0).all()                                 # no end, nothing to learn about ends
+    M.zero_grad()
+    world_model_loss(M, **s)[0].backward()
+    assert (M.predict.end.grad != 0).all()
 
 
 def test_nothing_to_learn_is_zero_not_nan():
