@@ -109,7 +109,7 @@ def test_cost_equals_counting(epochs, collecting, steps, envs, start, updates):
     assert {k: found[k] for k in count} == count
     S = count["env_steps"]
     assert math.isclose(found["v_reuse"] * S, count["v"] * 128) and math.isclose(found["m_reuse"] * S, count["m"] * 320)
-    assert math.isclose(found["c_dreamed"] * S, count["c"] * 128 * 9)
+    assert math.isclose(found["c_dreamed"] * S, count["c"] * 128 * 8)
 
 
 @pytest.mark.parametrize("name,field,value", [(n, f, v) for n, f, v in leaves(Config()) if "low" in f.metadata or "high" in f.metadata])
