@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'LARGEST_JSON', 'OURS', 'MOMENTS', 'ROWS', 'plain_tensors', 'file_digest', 'manifest_digest', 'DamagedError',
            'read_manifest', 'check_file', 'write_atomic', 'save_checkpoint', 'CheckpointWarning', 'Checkpoint',
-           'load_checkpoint', 'is_whole', 'has_saves', 'load_module', 'flatten_optimizer', 'restore_optimizer',
-           'rng_state', 'set_rng_state', 'pack_rows', 'unpack_rows']
+           'load_checkpoint', 'is_whole', 'has_saves', 'check_tensors', 'load_module', 'flatten_optimizer',
+           'restore_optimizer', 'rng_state', 'set_rng_state', 'pack_rows', 'unpack_rows']
 
 # %% ../nbs/17_checkpoint.ipynb #c002
 import hashlib
@@ -270,8 +270,8 @@ def has_saves(folder: str | Path) -> bool:
     return bool(_saves(Path(folder)))
 
 # %% ../nbs/17_checkpoint.ipynb #c025
-def load_module(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    "Load `tensors` into `module` strictly: the same names and shapes, or a `UserError` that lists what differs."
+def check_tensors(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
+    "Raise a `UserError` that lists what differs unless `tensors` have the names, shapes and types of this module's."
     own = module.state_dict()
     both = [(k, tensors[k], own[k]) for k in own if k in tensors]
     shapes = [f"{k} {tuple(t.shape)} instead of {tuple(mine.shape)}" for k, t, mine in both if t.shape != mine.shape]
@@ -280,6 +280,11 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], name: str) -> Non
     problems = [f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}" for what, names in parts.items() if names]
     if problems:
         raise UserError(f"the saved {name} does not fit this configuration ({'; '.join(problems)})")
+
+
+def load_module(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
+    "Load `tensors` into `module` strictly: the same names, shapes and types, or a `UserError` and nothing changes."
+    check_tensors(module, tensors, name)
     module.load_state_dict(tensors)
 
 # %% ../nbs/17_checkpoint.ipynb #c028

@@ -45,7 +45,7 @@ def test_published_sizes():
     assert (c.train_v.batch, c.train_v.steps, c.train_v.start, c.train_v.lr, c.train_v.clip) == (128, 200, 5, 1e-4, 10)
     assert (d.batch, d.steps, d.start, d.horizon, d.burn_in, d.lr, d.clip, d.scale_window) == (128, 80, 50, 10, 20, 2e-4, 3, 500)
     assert (d.loss.gamma, d.loss.lam, d.loss.entropy) == (0.99, 0.95, 1e-3)
-    assert (c.collect.steps, c.collect.epochs, c.epochs, c.collect.epsilon) == (200, 500, 600, 0.01)
+    assert (c.collect.steps, c.collecting, c.epochs, c.collect.epsilon) == (200, 500, 600, 0.01)
     assert (c.evaluation.episodes, c.evaluation.temperature) == (100, 0.5)
     assert c.collect.capacity >= cost(c)["env_steps"]                       # the whole run fits
     assert differences(c, rem()) == {"tokenizer.image.channels": (64, 32), "world_model.retnet.layers": (10, 5),
@@ -59,7 +59,7 @@ def test_published_sizes_of_the_other_benchmarks():
     assert [(m.batch, m.steps, m.start, m.segment, m.context) for m in (dmc.train_m, craftax.train_m)] == [(16, 300, 15, 20, 1), (8, 100, 250, 20, 2)]
     assert [(d.batch, d.steps, d.start, d.horizon, d.critic_first) for d in (dmc.train_c, craftax.train_c)] == [(128, 100, 20, 20, 5), (128, 50, 300, 20, 0)]
     assert [(c.controller.width, c.controller.shared) for c in (dmc, craftax)] == [(384, False), (512, True)]
-    assert [(c.collect.steps, c.collect.epochs, c.epochs, c.collect.epsilon) for c in (dmc, craftax)] == [(500, 1000, 1000, 0), (100, 10_000, 10_000, 0.01)]
+    assert [(c.collect.steps, c.collecting, c.epochs, c.collect.epsilon) for c in (dmc, craftax)] == [(500, 1000, 1000, 0), (100, 10_000, 10_000, 0.01)]
     assert dmc.env_options == {"action_repeat": 2} and (dmc.evaluation.episodes, craftax.evaluation.episodes) == (500, 100)
     assert [cost(c)["env_steps"] for c in (dmc, craftax)] == [500_000, 1_000_000]
     for c in (dmc, craftax):                                                # the whole run fits, with a last row for every episode
@@ -77,9 +77,10 @@ def test_published_cost():
 
 
 @few
-@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 20), st.integers(1, 7), st.tuples(*[st.integers(0, 40)] * 3), st.tuples(*[st.integers(0, 9)] * 3))
-def test_cost_equals_counting(epochs, collecting, steps, envs, start, updates):
-    c = atari100k().change({"epochs": epochs, "collect.epochs": collecting, "collect.steps": steps, "collect.num_envs": envs,
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(1, 20), st.integers(1, 7), st.tuples(*[st.integers(0, 40)] * 3), st.tuples(*[st.integers(0, 9)] * 3))
+def test_cost_equals_counting(collecting, learn_on, steps, envs, start, updates):
+    epochs = collecting + learn_on
+    c = atari100k().change({"epochs": epochs, "learn_on": learn_on, "collect.steps": steps, "collect.num_envs": envs,
                             **{f"train_{k}.start": s for k, s in zip("vmc", start)}, **{f"train_{k}.steps": u for k, u in zip("vmc", updates)}})
     count = dict(env_steps=0, v=0, m=0, c=0)
     for epoch in range(epochs):
@@ -90,6 +91,7 @@ def test_cost_equals_counting(epochs, collecting, steps, envs, start, updates):
         for k, s, u in zip("vmc", start, updates):
             count[k] += u * (epoch >= s)
     found = cost(c)
+    assert c.for_steps(found["env_steps"]) == c                             # the budget is counted back to the epochs
     assert {k: found[k] for k in count} == count
     S = count["env_steps"]
     assert math.isclose(found["v_reuse"] * S, count["v"] * 128) and math.isclose(found["m_reuse"] * S, count["m"] * 320)
@@ -187,10 +189,10 @@ def test_unknown_names():
 def test_change_writes_exactly_what_it_is_given(data):
     numbers = [(n, v) for n, _, v in leaves(Config()) if type(v) is int and n.startswith(("train_", "evaluation", "collect.steps", "epochs"))]
     chosen = data.draw(st.dictionaries(st.sampled_from([n for n, _ in numbers if "context" not in n]), st.integers(10, 10_000), max_size=5))
-    base = Config()
+    base = Config().change({"learn_on": 0})
     changed = base.change(chosen)
     assert differences(base, changed) == {n: (flat(base)[n], v) for n, v in chosen.items() if v != flat(base)[n]}
-    assert base == Config()                                                 # the original is untouched
+    assert base == Config().change({"learn_on": 0})                         # the original is untouched
     assert changed.change({n: flat(base)[n] for n in chosen}) == base
 
 

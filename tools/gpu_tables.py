@@ -89,7 +89,7 @@ def main() -> None:
             keep("profile", profile(a.device, a.small) if left() > 30 else {"ended": "ran out of time"})
         except Exception as e:
             keep("profile", {"ended": f"{type(e).__name__}: {e}"})
-        train = run([*cli, "train", *common, "--env", "ALE/Breakout-v5", "--epochs", "3", "--train-v.start", "0", "--train-m.start", "1", "--train-c.start", "2", "--save-every", "3",
+        train = run([*cli, "train", *common, "--env", "ALE/Breakout-v5", "--epochs", "3", "--learn-on", "0", "--train-v.start", "0", "--train-m.start", "1", "--train-c.start", "2", "--save-every", "3",
                      "--out", f"{folder}/run"], left())
         metrics = Path(folder) / "run" / "metrics.jsonl"
         keep("three-epochs", train | {"history": [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []})
