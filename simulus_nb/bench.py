@@ -29,7 +29,7 @@ from .trainer import Stages, pick_device
 def encoded_rows(c: Config) -> int:
     "Observations that V turns into tokens in a whole run: Eq. (30.2)."
     start = min(c.train_m.start, c.train_c.start)
-    return sum(min(c.collect.capacity, c.collect.steps * min(e + 1, c.collect.epochs)) for e in range(start, c.epochs))     # Eq. (30.2)
+    return sum(min(c.collect.capacity, c.collect.steps * min(e + 1, c.collecting)) for e in range(start, c.epochs))     # Eq. (30.2)
 
 def run_counts(c: Config) -> dict[str, float]:
     "How often each part of `Bench` occurs in a run: the n_i of Eq. (30.1)."

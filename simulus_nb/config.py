@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'FAMILIES', 'CollectConfig', 'VTraining', 'MTraining', 'CTraining', 'EvaluationConfig', 'check_ranges',
-           'SettingsWarning', 'check_fit', 'is_json', 'Config', 'flat', 'differences', 'overlay', 'catch', 'small',
-           'minigrid', 'minatar', 'control', 'dmc_small', 'craftax_small', 'as_published', 'atari100k', 'dmc',
+           'SettingsWarning', 'check_fit', 'is_json', 'from_older', 'Config', 'flat', 'differences', 'overlay', 'catch',
+           'small', 'minigrid', 'minatar', 'control', 'dmc_small', 'craftax_small', 'as_published', 'atari100k', 'dmc',
            'craftax', 'rem', 'atari_smoke', 'preset', 'preset_for', 'cost']
 
 # %% ../nbs/16_config.ipynb #c002
@@ -31,7 +31,6 @@ from .world_model import WorldModelConfig
 class CollectConfig:
     "Playing the real environment."
     steps: int = field(default=200, metadata=dict(help="environment steps per epoch", low=1))
-    epochs: int = field(default=500, metadata=dict(help="epochs that collect; later ones only learn", low=1))
     num_envs: int = field(default=1, metadata=dict(help="environments stepped side by side", low=1))
     epsilon: float = field(default=0.01, metadata=dict(help="chance of a random action", low=0, high=1))
     capacity: int = field(default=110_000, metadata=dict(help="rows of the replay buffer (a step is a row, an episode's end one more)", low=2))
@@ -111,6 +110,9 @@ def check_fit(c: "Config") -> None:
     "Raise `UserError` where two settings contradict each other; warn where they suit each other badly."
     if c.train_m.context >= c.train_m.segment:
         raise UserError(f"train_m.context = {c.train_m.context} leaves no targets: it must be smaller than train_m.segment = {c.train_m.segment}")
+    if c.learn_on >= c.epochs:
+        raise UserError(f"learn_on = {c.learn_on} leaves none of {c.epochs} epochs to collect in: "
+                        "use more epochs, or --learn-on 0")
     ring, window = c.collect.capacity // c.collect.num_envs, max(c.train_m.segment, c.train_c.burn_in) + 1
     if ring < window:
         raise UserError(f"collect.capacity = {c.collect.capacity} is too small: it gives each of {c.collect.num_envs} environments {ring} rows, "
@@ -140,6 +142,16 @@ def is_json(value: Any) -> bool:
         return False
 
 # %% ../nbs/16_config.ipynb #c020
+def from_older(values: Any, default: int) -> Any:
+    "Settings as this release knows them: earlier ones had `collect.epochs`, epochs that collect, and no `learn_on`."
+    match values:
+        case {"collect": {"epochs": int(collecting), **collect}, **rest}:
+            epochs = rest.get("epochs", default)
+            learn_on = max(0, epochs - collecting) if type(epochs) is int else 0
+            return {**rest, "collect": collect, "learn_on": learn_on}
+    return values
+
+
 @dataclass(frozen=True)
 class Config:
     "A whole run; the defaults are the sizes and the schedule of Simulus on Atari-100K."
@@ -154,6 +166,8 @@ class Config:
     threads: int = field(default=0, metadata=dict(help="CPU threads of PyTorch (0: its own choice)", low=0))
     log: Literal["none", "wandb", "trackio"] = field(default="none", metadata=dict(help="where to report besides TensorBoard, if that package is installed"))
     epochs: int = field(default=600, metadata=dict(help="epochs in all", low=1))
+    learn_on: int = field(default=100, metadata=dict(
+        help="the last of these epochs, that collect nothing and only learn", low=0))
     save_every: int = field(default=25, metadata=dict(help="epochs between checkpoints", low=1))
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
@@ -168,6 +182,17 @@ class Config:
         check_ranges(self)
         check_fit(self)
 
+    @property
+    def collecting(self) -> int:
+        "Epochs that collect, the first ones."
+        return self.epochs - self.learn_on
+
+    def for_steps(self, steps: int) -> "Config":
+        "The same run for so many environment steps, rounded up to whole epochs: Eq. (16.1a)."
+        n = self.collect.num_envs
+        each = n * -(-self.collect.steps // n)
+        return replace(self, epochs=-(-steps // each) + self.learn_on)                  # Eq. (16.1a)
+
     def to_json(self) -> dict:
         "Plain dicts, lists, numbers and strings."
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -175,7 +200,7 @@ class Config:
     @classmethod
     def from_json(cls, values: dict) -> "Config":
         "The reverse of `to_json`; fields left out keep their defaults, unknown or ill-typed ones raise `UserError`."
-        return from_plain(cls, values)
+        return from_plain(cls, from_older(values, cls.epochs))
 
     def change(self, values: dict[str, Any]) -> "Config":
         'A copy with other values, by dotted name: `config.change({"train_m.lr": 1e-3})`.'
@@ -211,11 +236,11 @@ def overlay(tree: dict, values: dict[str, Any]) -> dict:
 def catch() -> Config:
     "The default world: Catch from pixels, minutes on a CPU."
     return Config(
-        env="simulus/Catch-v0", epochs=24, save_every=8, threads=1,
+        env="simulus/Catch-v0", epochs=24, learn_on=0, save_every=8, threads=1,
         tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=32, channels=8, stages=4, code_dim=64, vocab=128, commitment=0.25, perceptual="none")),
         world_model=WorldModelConfig(retnet=RetNetConfig(width=64, heads=2, layers=2, dropout=0.0, windows=(2.0, 8.0)), reward_limit=7.0, reward_mean="raw"),
         controller=ControllerConfig(width=96, channels=(32, 32), embedding=32, shared=False, value_limit=7.0, value_mean="raw"),
-        collect=CollectConfig(steps=120, epochs=24, epsilon=0.05, capacity=12_000),
+        collect=CollectConfig(steps=120, epsilon=0.05, capacity=12_000),
         train_v=VTraining(batch=32, steps=60, start=2, lr=2e-3),
         train_m=MTraining(batch=24, segment=10, context=1, steps=60, start=4, lr=1e-3, weight_decay=0.01),
         train_c=CTraining(batch=64, burn_in=4, context=1, horizon=10, steps=18, start=10, lr=2e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.05)),
@@ -228,7 +253,7 @@ def small() -> Config:
     return catch().change({
         "env": "CartPole-v1", "epochs": 60, "save_every": 10, "tokenizer.image.stages": 3, "tokenizer.image.vocab": 64, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
         "controller.width": 128,
-        "collect.steps": 150, "collect.epochs": 60, "collect.num_envs": 1, "collect.epsilon": 0.02, "collect.capacity": 50_000, "train_v.steps": 30, "train_v.start": 2,
+        "collect.steps": 150, "collect.num_envs": 1, "collect.epsilon": 0.02, "collect.capacity": 50_000, "train_v.steps": 30, "train_v.start": 2,
         "train_m.batch": 20, "train_m.segment": 16, "train_m.steps": 60, "train_m.start": 4,
         "train_c.context": 2, "train_c.horizon": 15, "train_c.steps": 40, "train_c.start": 8, "train_c.lr": 1e-3, "train_c.loss.gamma": 0.985, "train_c.loss.entropy": 0.002,
         "evaluation.every": 10, "evaluation.interim": 20})
@@ -237,7 +262,7 @@ def small() -> Config:
 def minigrid() -> Config:
     "MiniGrid: a map of three channels and a direction."
     return small().change({
-        "env": "MiniGrid-Empty-Random-6x6-v0", "epochs": 30, "collect.steps": 200, "collect.epochs": 30, "collect.epsilon": 0.05,
+        "env": "MiniGrid-Empty-Random-6x6-v0", "epochs": 30, "collect.steps": 200, "collect.epsilon": 0.05,
         "train_m.batch": 15, "train_m.steps": 40, "train_c.burn_in": 6, "train_c.steps": 20, "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.003,
         "controller.width": 96, "evaluation.every": 5})
 
@@ -246,7 +271,7 @@ def minatar() -> Config:
     "MinAtar: small games on a 10 x 10 map, seen as four tokens of 5 x 5 cells; an action is held for 8 frames."
     return small().change({
         "env": "MinAtar/Freeway-v1", "env_options": {"action_repeat": 8}, "epochs": 25, "tokenizer.grid_patch": 5, "controller.width": 96,
-        "collect.steps": 200, "collect.epochs": 25, "collect.epsilon": 0.05, "train_m.batch": 15, "train_m.steps": 40,
+        "collect.steps": 200, "collect.epsilon": 0.05, "train_m.batch": 15, "train_m.steps": 40,
         "train_c.burn_in": 4, "train_c.horizon": 12, "train_c.steps": 30, "train_c.loss.gamma": 0.93, "train_c.loss.entropy": 0.004, "evaluation.episodes": 20, "evaluation.every": 5, "evaluation.interim": 5})
 
 
@@ -254,14 +279,14 @@ def control() -> Config:
     "Continuous actions: few levels, each action held for two steps."
     return small().change({
         "env": "Pendulum-v1", "env_options": {"action_repeat": 2}, "epochs": 45, "tokenizer.action_levels": 7,
-        "controller.width": 96, "collect.epochs": 45, "train_m.steps": 50, "train_c.batch": 128, "train_c.steps": 30, "train_c.start": 6, "train_c.loss.gamma": 0.95, "train_c.loss.entropy": 0.001,
+        "controller.width": 96, "train_m.steps": 50, "train_c.batch": 128, "train_c.steps": 30, "train_c.start": 6, "train_c.loss.gamma": 0.95, "train_c.loss.entropy": 0.001,
         "evaluation.every": 5})
 
 
 def dmc_small() -> Config:
     "DeepMind Control from proprioception, at the size of a laptop: its steps are short, so an action is held for four."
     return control().change({
-        "env": "dm_control/cartpole-balance-v0", "env_options": {"action_repeat": 4}, "epochs": 30, "collect.epochs": 30, "train_m.steps": 60,
+        "env": "dm_control/cartpole-balance-v0", "env_options": {"action_repeat": 4}, "epochs": 30, "train_m.steps": 60,
         "train_c.batch": 64, "train_c.steps": 40, "train_c.loss.gamma": 0.97, "evaluation.every": 10})
 
 
@@ -269,7 +294,7 @@ def craftax_small() -> Config:
     "Craftax, symbolic, at the size of a laptop."
     return small().change({
         "env": "simulus/Craftax-Symbolic-v1", "env_options": {"scale": 2.0}, "epochs": 80, "tokenizer.grid_patch": 3,
-        "collect.steps": 200, "collect.epochs": 80, "train_m.batch": 12, "train_m.steps": 40, "train_c.batch": 32, "train_c.steps": 20,
+        "collect.steps": 200, "train_m.batch": 12, "train_m.steps": 40, "train_c.batch": 32, "train_c.steps": 20,
         "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.01, "evaluation.episodes": 20, "evaluation.every": 0})
 
 # %% ../nbs/16_config.ipynb #c028
@@ -292,10 +317,10 @@ def dmc() -> Config:
     "Simulus on DeepMind Control from proprioception, the published sizes."
     retnet = RetNetConfig(width=192, heads=3, layers=10, windows=(2.0, 2.0))
     config = Config(
-        env="dm_control/walker-walk-v0", env_options={"action_repeat": 2}, epochs=1000,
+        env="dm_control/walker-walk-v0", env_options={"action_repeat": 2}, epochs=1000, learn_on=0,
         world_model=WorldModelConfig(retnet=retnet),
         controller=ControllerConfig(width=384, shared=False),
-        collect=CollectConfig(steps=500, epochs=1000, epsilon=0.0, capacity=510_000),
+        collect=CollectConfig(steps=500, epsilon=0.0, capacity=510_000),
         train_m=MTraining(batch=16, segment=20, context=1, steps=300, start=15),
         train_c=CTraining(context=1, horizon=20, steps=100, start=20, critic_first=4),
         evaluation=EvaluationConfig(episodes=500),
@@ -307,9 +332,9 @@ def craftax() -> Config:
     "Simulus on Craftax-1M, the published sizes."
     retnet = RetNetConfig(width=256, heads=4, layers=5, windows=(8.0, 40.0))
     config = Config(
-        env="simulus/Craftax-Symbolic-v1", epochs=10_000, save_every=250,
+        env="simulus/Craftax-Symbolic-v1", epochs=10_000, learn_on=0, save_every=250,
         world_model=WorldModelConfig(retnet=retnet),
-        collect=CollectConfig(steps=100, epochs=10_000, capacity=1_050_000),
+        collect=CollectConfig(steps=100, capacity=1_050_000),
         train_m=MTraining(batch=8, segment=20, context=2, steps=100, start=250),
         train_c=CTraining(horizon=19, steps=50, start=300),
     )
@@ -333,11 +358,11 @@ def rem() -> Config:
 def atari_smoke() -> Config:
     "The Atari code path at toy size: every stage once or twice, less than a minute on a CPU. It learns nothing."
     return Config(
-        env="ALE/Pong-v5", epochs=3, save_every=1,
+        env="ALE/Pong-v5", epochs=3, learn_on=1, save_every=1,
         tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=64, channels=8, stages=4, code_dim=32, vocab=64, perceptual="none")),
         world_model=WorldModelConfig(retnet=RetNetConfig(width=32, heads=2, layers=2, windows=(4.0, 16.0))),
         controller=ControllerConfig(width=64, channels=(16, 8), embedding=16),
-        collect=CollectConfig(steps=150, epochs=2, capacity=1_000),
+        collect=CollectConfig(steps=150, capacity=1_000),
         train_v=VTraining(batch=16, steps=10, start=0),
         train_m=MTraining(batch=8, steps=10, start=0),
         train_c=CTraining(batch=16, burn_in=5, steps=5, start=1),
@@ -366,7 +391,7 @@ def cost(
 ) -> dict[str, float]:      # env_steps; v, m, c: updates; v_reuse, m_reuse, c_dreamed: per environment step
     "What a run amounts to, before it is started: Eqs. (16.1) to (16.4). V learns only where there are images."
     n, v, m, d = c.collect.num_envs, c.train_v, c.train_m, c.train_c
-    S = min(c.epochs, c.collect.epochs) * n * -(-c.collect.steps // n)                  # Eq. (16.1)
+    S = c.collecting * n * -(-c.collect.steps // n)                                     # Eq. (16.1)
     updates = {k: t.steps * max(0, c.epochs - t.start) for k, t in dict(v=v, m=m, c=d).items()}     # Eq. (16.2)
     return {"env_steps": S, **updates,
             "v_reuse": updates["v"] * v.batch / S, "m_reuse": updates["m"] * m.batch * m.segment / S,  # Eq. (16.3)

@@ -16,7 +16,7 @@ from simulus_nb.envs import make_env
 from simulus_nb.trainer import RunFolder, Stopped, Trainer, env_maker
 
 TINY = {"env": "ALE/Boxing-v5", "env_options": {"max_num_frames_per_episode": 400}, "device": "cpu", "threads": 1, "epochs": 2, "save_every": 1,
-        "collect.steps": 40, "collect.epochs": 1, "train_v.steps": 2, "train_v.batch": 4, "train_m.steps": 2, "train_m.batch": 2,
+        "learn_on": 1, "collect.steps": 40, "train_v.steps": 2, "train_v.batch": 4, "train_m.steps": 2, "train_m.batch": 2,
         "train_c.steps": 1, "train_c.batch": 2, "train_c.start": 0, "evaluation.episodes": 3, "evaluation.num_envs": 2}
 
 

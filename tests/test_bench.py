@@ -13,11 +13,11 @@ TINY = {"threads": 1, "device": "cpu", "collect.steps": 30, "collect.capacity": 
 
 
 def test_encoded_rows_equals_counting():
-    for values in ({}, {"collect.capacity": 700}, {"epochs": 9, "collect.epochs": 4}, {"train_m.start": 8, "train_c.start": 3}, {"train_m.start": 50, "train_c.start": 50}):
-        c = catch().change({"epochs": 12, "collect.epochs": 10, "train_m.start": 2, "train_c.start": 5, "collect.steps": 100, **values})
+    for values in ({}, {"collect.capacity": 700}, {"epochs": 9, "learn_on": 5}, {"train_m.start": 8, "train_c.start": 3}, {"train_m.start": 50, "train_c.start": 50}):
+        c = catch().change({"epochs": 12, "learn_on": 2, "train_m.start": 2, "train_c.start": 5, "collect.steps": 100, **values})
         stored = total = 0
         for epoch in range(c.epochs):
-            stored = min(stored + c.collect.steps, c.collect.capacity) if epoch < c.collect.epochs else stored
+            stored = min(stored + c.collect.steps, c.collect.capacity) if epoch < c.collecting else stored
             total += stored if epoch >= c.train_m.start or epoch >= c.train_c.start else 0
         assert encoded_rows(c) == total
     assert run_seconds({"a": 3, "b": 2}, {"a": 0.5, "b": 1.0, "unused": 9.0}) == 3.5

@@ -147,7 +147,7 @@ def test_train_leaves_a_run_folder(run):
 def test_summary(quick, capsys):
     assert main(["train", "--out", "r", "--epochs", "1", *TINY]) == 0
     out = capsys.readouterr().out
-    assert "simulus/Catch-v0 on cpu, 1 epochs: 30 environment steps, updates: 2 of V, 2 of M, 2 of C; everything goes to r" in out
+    assert "simulus/Catch-v0 on cpu, 1 epochs: 30 environment steps, updates: 2 of V, 2 of M, 2 of C; evaluations: one of 3 at the end; everything goes to r" in out
     assert "over 3 episodes" in out and "r/metrics.jsonl" in out and "r/checkpoint" in out
 
 
@@ -179,7 +179,7 @@ def test_resumed_run_equals_uninterrupted_one(run, quick):
 def test_resume_repeats_or_refuses_settings(run, quick, capsys):
     before = contents(run)
     for line, words in {"--train-m.lr 0.5": "train_m.lr is 0.001 there, not 0.5", "--preset rem": "env is simulus/Catch-v0 there", "--seed 4": "seed is 0 there",
-                        "--epochs 1": "2 epochs behind it"}.items():
+                        "--epochs 1": "60 environment steps behind it"}.items():
         capsys.readouterr()
         assert main(["train", "--out", str(run), "--resume", *line.split()]) == 2
         error = capsys.readouterr().err
@@ -328,7 +328,7 @@ def fails(argv, words, capsys):
 @pytest.mark.parametrize("line,words", [
     ("", "train, evaluate, dream, bench"),
     ("watch", "available subcommands: train, evaluate, dream, bench"),
-    ("train --epoch 3", "perhaps you meant --collect.epochs or --epochs"),
+    ("train --epoch 3", "perhaps you meant --epochs"),
     ("train --epochs many", "--epochs"),
     ("train --epochs", "--epochs"),
     ("train --epochs 0", "epochs = 0 is out of range: it must be at least 1"),

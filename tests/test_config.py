@@ -93,9 +93,10 @@ def test_published_cost():
 
 
 @few
-@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 20), st.integers(1, 7), st.tuples(*[st.integers(0, 40)] * 3), st.tuples(*[st.integers(0, 9)] * 3))
-def test_cost_equals_counting(epochs, collecting, steps, envs, start, updates):
-    c = atari100k().change({"epochs": epochs, "collect.epochs": collecting, "collect.steps": steps, "collect.num_envs": envs,
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(1, 20), st.integers(1, 7), st.tuples(*[st.integers(0, 40)] * 3), st.tuples(*[st.integers(0, 9)] * 3))
+def test_cost_equals_counting(collecting, learn_on, steps, envs, start, updates):
+    epochs = collecting + learn_on
+    c = atari100k().change({"epochs": epochs, "learn_on": learn_on, "collect.steps": steps, "collect.num_envs": envs,
                             **{f"train_{k}.start": s for k, s in zip("vmc", start)}, **{f"train_{k}.steps": u for k, u in zip("vmc", updates)}})
     count = dict(env_steps=0, v=0, m=0, c=0)
     for epoch in range(epochs):
@@ -106,6 +107,7 @@ def test_cost_equals_counting(epochs, collecting, steps, envs, start, updates):
         for k, s, u in zip("vmc", start, updates):
             count[k] += u * (epoch >= s)
     found = cost(c)
+    assert c.for_steps(found["env_steps"]) == c                             # the budget is counted back to the epochs
     assert {k: found[k] for k in count} == count
     S = count["env_steps"]
     assert math.isclose(found["v_reuse"] * S, count["v"] * 128) and math.isclose(found["m_reuse"] * S, count["m"] * 320)
@@ -203,10 +205,10 @@ def test_unknown_names():
 def test_change_writes_exactly_what_it_is_given(data):
     numbers = [(n, v) for n, _, v in leaves(Config()) if type(v) is int and n.startswith(("train_", "evaluation", "collect.steps", "epochs"))]
     chosen = data.draw(st.dictionaries(st.sampled_from([n for n, _ in numbers if "context" not in n]), st.integers(10, 10_000), max_size=5))
-    base = Config()
+    base = Config().change({"learn_on": 0})
     changed = base.change(chosen)
     assert differences(base, changed) == {n: (flat(base)[n], v) for n, v in chosen.items() if v != flat(base)[n]}
-    assert base == Config()                                                 # the original is untouched
+    assert base == Config().change({"learn_on": 0})                         # the original is untouched
     assert changed.change({n: flat(base)[n] for n in chosen}) == base
 
 

@@ -246,7 +246,7 @@ def test_ids_make_the_worlds(env_id):
 def test_the_whole_agent_trains_saves_loads_and_acts(tmp_path):
     from simulus_nb.trainer import Trainer
     config = preset("craftax-small").change({
-        "epochs": 2, "save_every": 2, "threads": 1, "collect.steps": 80, "collect.epochs": 2, "collect.num_envs": 2, "collect.capacity": 2_000,
+        "epochs": 2, "save_every": 2, "threads": 1, "learn_on": 0, "collect.steps": 80, "collect.num_envs": 2, "collect.capacity": 2_000,
         "env_options": {"scale": 2.0, "max_episode_steps": 60},
         "world_model.retnet.width": 32, "world_model.retnet.layers": 1, "controller.width": 32, "controller.channels": [8, 8], "controller.embedding": 8,
         "train_m.batch": 4, "train_m.segment": 6, "train_m.steps": 12, "train_m.start": 0,

@@ -10,7 +10,7 @@ from simulus_nb.config import preset
 from simulus_nb.trainer import Epochs, env_maker
 
 TOY = {
-    "epochs": 2, "threads": 1, "device": "cpu", "collect.steps": 24, "collect.epochs": 2, "collect.capacity": 200, "collect.num_envs": 2,
+    "epochs": 2, "threads": 1, "device": "cpu", "learn_on": 0, "collect.steps": 24, "collect.capacity": 200, "collect.num_envs": 2,
     "tokenizer.image.image_size": 16, "tokenizer.image.channels": 8, "tokenizer.image.stages": 2, "tokenizer.image.code_dim": 8, "tokenizer.image.vocab": 16, "tokenizer.grid_patch": 2,
     "world_model.retnet.width": 16, "world_model.retnet.layers": 1, "controller.width": 16, "controller.channels": [8, 8], "controller.embedding": 8,
     "train_v.batch": 4, "train_v.steps": 1, "train_v.start": 0, "train_m.batch": 4, "train_m.segment": 4, "train_m.steps": 2, "train_m.start": 0,

@@ -17,7 +17,7 @@ from simulus_nb.trainer import Epochs, Learner, RunFolder, Trainer, infer_specs,
 def toy(**changes):
     "Catch at a size that runs in a second."
     c = preset("catch")
-    c = replace(c, epochs=3, save_every=1, threads=1, seed=3, collect=replace(c.collect, steps=40, epochs=3, capacity=400),
+    c = replace(c, epochs=3, save_every=1, threads=1, seed=3, collect=replace(c.collect, steps=40, capacity=400),
                 train_v=replace(c.train_v, start=0, steps=2, batch=4), train_m=replace(c.train_m, start=0, steps=2, batch=3),
                 train_c=replace(c.train_c, start=1, steps=2, batch=3, scale_window=4),
                 evaluation=replace(c.evaluation, episodes=2, num_envs=2, every=0))
