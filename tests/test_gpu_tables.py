@@ -138,8 +138,12 @@ def test_a_part_that_will_not_go_is_killed_with_those_it_started(tmp_path, impat
 
 def alive(pid):
     "Whether a process runs; one that is over but not yet buried does not."
-    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return bool(said) and not said.startswith("Z")
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 @pytest.mark.parametrize("code,ended,said", [
