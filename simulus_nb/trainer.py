@@ -111,7 +111,8 @@ class Learner:
                            "c": adamw(agent.controller, c.lr, c.weight_decay, capturable=config.graphs)}
         self.perceptual = None
         if agent.tokenizer.images():                        # other kinds of tokens have nothing to learn
-            self.optimizers["v"] = adamw(agent.tokenizer, v.lr, v.weight_decay, capturable=config.graphs)
+            self.optimizers["v"] = adamw(agent.tokenizer, v.lr, v.weight_decay,
+                                         capturable=config.graphs)
             self.perceptual = make_perceptual(config.tokenizer.image.perceptual)
         if self.perceptual is not None:
             self.perceptual.to(agent.device)
