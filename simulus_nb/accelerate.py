@@ -141,7 +141,7 @@ def compiled(
 
 # %% ../nbs/29_accelerate.ipynb #c018
 class Recorder:
-    "Where the steps of one learner warm up and are recorded: one stream, and one memory pool for all recordings. Made at first use."
+    "Where a learner's steps warm up and are recorded: one stream and one pool, made at first use."
 
     def __init__(self):
         self.pool: tuple | None = None          # of the recordings made so far
@@ -171,14 +171,15 @@ class Recorder:
 
 
 class GraphedStep:
-    "A function of tensors, {name: tensor} -> {name: tensor}, replayed as one CUDA graph per set of shapes. Its side effects on tensors are replayed too."
+    """A function of tensors, {name: tensor} -> {name: tensor}, replayed as one CUDA graph per set
+    of shapes. Its side effects on tensors are replayed too."""
     ordinary = 3                                                # calls before the recording
 
     def __init__(
         self,
         step: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-        generators: Iterable[torch.Generator | None] = (),      # that `step` draws from, besides PyTorch's own
-        recorder: Recorder | None = None,                       # shared with steps that never run at the same time; None: its own
+        generators: Iterable[torch.Generator | None] = (),  # `step` draws from them
+        recorder: Recorder | None = None,   # shared with steps that never run at once
     ):
         self.step, self.recorder = step, recorder or Recorder()
         self.generators = [g for g in generators if g is not None]
@@ -202,10 +203,13 @@ class GraphedStep:
     def aside(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         "An ordinary step on the recorder's stream, as recordings need it before them."
         with self.recorder.aside(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*capturable=True")      # AdamW: slower when not recorded
+            warnings.filterwarnings("ignore", ".*capturable=True")  # AdamW: slower unless recorded
             return self.step(batch)
 
-    def record(self, batch: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], dict[str, Tensor]]:
+    def record(
+        self,
+        batch: dict[str, Tensor],
+    ) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], dict[str, Tensor]]:
         "The graph and the fixed places of its inputs and outputs."
         graph, inputs = torch.cuda.CUDAGraph(), {name: x.clone() for name, x in batch.items()}
         for g in self.generators:
