@@ -158,9 +158,12 @@ class Learner:
         c, agent = self.config.train_c, self.agent
         with self.arithmetic(), own_noise(self.generator, agent.device) as generator:
             dream = imagine(agent.world_model, agent.controller, Segment(**context), c.horizon, generator)
+        agent.controller.train()                                # nothing in C depends on it, but cuDNN differentiates an LSTM in no other mode
         with self.arithmetic():                                 # a context of its own: see chapter 29
             loss, metrics = self.losses["c" if actor else "critic"](dream, self.scale, c.loss, actor)
-        return {**metrics, "grad_norm": update(agent.controller, self.optimizers["c"], loss, c.clip)}
+        norm = update(agent.controller, self.optimizers["c"], loss, c.clip)
+        agent.controller.eval()
+        return {**metrics, "grad_norm": norm}
 
 # %% ../nbs/20_trainer.ipynb #c016
 def default_folder(config: Config) -> Path:

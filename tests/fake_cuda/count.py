@@ -111,8 +111,7 @@ def measure(device, precision: str, parts: str = "vmc", show=lambda name, count,
             "c": lambda: run.replay.contexts(c.batch, c.burn_in, g)}
     for name in parts:
         step = getattr(run.learner, f"{name}_step")
-        for _ in range(2):
-            step(draw[name]())              # makes tables and the optimiser's moments
+        step(draw[name]())                  # makes tables and the optimiser's moments
         count, found[f"batch of {name}"], batch = counted(device, f"drawing a batch for {name}", draw[name])
         show(f"batch of {name}", count, found[f"batch of {name}"])
         count, found[name], _ = counted(device, f"an update of {name}", lambda: step(batch))

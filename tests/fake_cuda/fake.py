@@ -123,8 +123,9 @@ def answers(*names):
 
 @answers("_local_scalar_dense", "equal")
 def number(device, func, args, kwargs):
-    device.wait(f"{short(func)} (item, bool, int, float, equal)")
-    return True if short(func) == "equal" else torch.zeros((), dtype=args[0].dtype).item()
+    "Zero; but two tensors are equal, and what is asked of all entries holds."
+    device.wait("equal" if short(func) == "equal" else "item, bool, int or float")
+    return True if short(func) == "equal" or hasattr(args[0], "holds") else torch.zeros((), dtype=args[0].dtype).item()
 
 
 @answers("nonzero")
@@ -220,6 +221,7 @@ class Device(TorchDispatchMode):
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.broken, self.waits, self.hot, self.recording, self.watchers = Counter(), Counter(), [], [], []
+        self.recorded = 0               # CUDA graphs
         self.sizes, self.live, self.peak, self.forward = weakref.WeakKeyDictionary(), 0, 0, {}
 
     # what is noted
@@ -307,6 +309,8 @@ class Device(TorchDispatchMode):
         for x in outs:
             if x.is_cuda:
                 self.own(x)
+        if name == "all":
+            out.holds = True
         for watch in self.watchers:
             watch(self, func, args, kwargs, out)
         return out
@@ -381,8 +385,9 @@ class Graph:
 def install(device: Device) -> None:
     "Let `torch.cuda` tell of one GPU."
     @contextlib.contextmanager
-    def graph(graph: Graph):
+    def graph(graph: Graph, pool=None, stream=None, capture_error_mode="global"):
         device.recording.append(graph)
+        device.recorded += 1
         try:
             yield
         finally:
@@ -393,7 +398,7 @@ def install(device: Device) -> None:
                synchronize=lambda *a: device.wait("torch.cuda.synchronize"), empty_cache=lambda: None, manual_seed_all=lambda seed: None,
                max_memory_allocated=lambda *a: device.peak, reset_peak_memory_stats=lambda *a: None,
                get_rng_state_all=lambda: [torch.zeros(16, dtype=torch.uint8)], set_rng_state=lambda *a, **k: None,
-               current_stream=lambda *a: Stream(), Stream=Stream, stream=lambda s: contextlib.nullcontext(), CUDAGraph=Graph, graph=graph,
+               current_stream=lambda *a: Stream(), Stream=Stream, stream=lambda s: contextlib.nullcontext(), CUDAGraph=Graph, graph=graph, graph_pool_handle=lambda: (0, 0),
                is_current_stream_capturing=lambda: bool(device.recording))
     for name, value in new.items():
         if not hasattr(torch.cuda, name):
@@ -401,6 +406,7 @@ def install(device: Device) -> None:
         setattr(torch.cuda, name, value)
     torch.backends.cudnn.is_acceptable = lambda x: False        # weights are not joined to one piece
     _foreach_utils._foreach_supported_types.append(FakeTensor)
+    FakeTensor.tolist = Tensor.tolist                           # one synchronisation, not one for each entry
     LIBRARY.impl("silu_backward", lambda *a: None, "CUDA")      # one operation there; without a kernel PyTorch takes it apart
     torch._C._set_multithreading_enabled(False)         # a backward pass stays in this thread
     torch._C._set_only_lift_cpu_tensors(True)           # torch.tensor(..., device="cuda") copies where we see it
