@@ -168,7 +168,7 @@ def main() -> None:
             p.error("--store stores everything: leave --parts and --precision out")
         FILE.write_text(json.dumps({"torch": version, "counts": found}, indent=1) + "\n")
     if a.json:
-        print(json.dumps({"torch": version, "counts": found, "broken": broken}))
+        print(json.dumps({"torch": version, "counts": found, "broken": broken, "changed": compare(found, stored["counts"])}))
     else:
         print(*broken, sep="\n")
 

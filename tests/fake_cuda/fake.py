@@ -46,6 +46,7 @@ from torch.utils._pytree import tree_map_only
 sys.path.insert(0, str(HERE.parents[1]))        # the library of this tree, whatever is installed
 CUDA = torch.device("cuda", 0)
 LIBRARY = torch.library.Library("aten", "IMPL")
+LIBRARY.impl("silu_backward", lambda *a: None, "CUDA")              # one operation there; without a kernel PyTorch takes it apart
 aten = torch.ops.aten
 
 
@@ -221,7 +222,7 @@ class Device(TorchDispatchMode):
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.broken, self.waits, self.hot, self.recording, self.watchers = Counter(), Counter(), [], [], []
-        self.recorded = 0               # CUDA graphs
+        self.recorded, self.doubles = 0, Counter()          # CUDA graphs; {place: float64 tensors made}
         self.sizes, self.live, self.peak, self.forward = weakref.WeakKeyDictionary(), 0, 0, {}
 
     # what is noted
@@ -309,6 +310,8 @@ class Device(TorchDispatchMode):
         for x in outs:
             if x.is_cuda:
                 self.own(x)
+                if x.dtype == torch.float64:
+                    self.doubles[self.where()] += 1
         if name == "all":
             out.holds = True
         for watch in self.watchers:
@@ -323,17 +326,15 @@ class Device(TorchDispatchMode):
         return tree_map_only(Tensor, lambda x: self.make(*x.shape, dtype=x.dtype) if wrong(x) else x, (args, kwargs))
 
     def draw(self, name: str, args, kwargs):
-        "A generator lives on its tensor's device, and a CUDA graph knows it. PyTorch's shape functions take none."
+        "A generator lives on its tensor's device. PyTorch's shape functions take none."
         for g in leaves(args, kwargs):
             if isinstance(g, torch.Generator) and g.device.type != "cuda":
                 self.refuse(f"{name} on CUDA with a generator of the {g.device.type}")
-            elif isinstance(g, torch.Generator) and self.recording and not any(g is known for known in self.recording[-1].generators):
-                self.refuse(f"{name} draws from a generator that the CUDA graph does not know")
         return tree_map_only(torch.Generator, lambda g: None, (args, kwargs))
 
 
 class Calls(TorchFunctionMode):
-    "What never reaches the dispatcher: lists and arrays made of tensors, and PyTorch's choice of an LSTM."
+    "What never reaches the dispatcher: which generator it is, lists and arrays made of tensors, and PyTorch's choice of an LSTM."
 
     def __init__(self, device: Device):
         super().__init__()
@@ -341,7 +342,9 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        x, name = args[0] if args else None, getattr(func, "__name__", "")
+        x, name, generator = args[0] if args else None, getattr(func, "__name__", ""), kwargs.get("generator")
+        if generator is not None and self.device.recording and not any(generator is known for known in self.device.recording[-1].generators):
+            self.device.refuse(f"{name} draws from a generator that the CUDA graph does not know")
         if not (isinstance(x, Tensor) and x.is_cuda):
             return func(*args, **kwargs)
         if name == "tolist":
@@ -407,7 +410,6 @@ def install(device: Device) -> None:
     torch.backends.cudnn.is_acceptable = lambda x: False        # weights are not joined to one piece
     _foreach_utils._foreach_supported_types.append(FakeTensor)
     FakeTensor.tolist = Tensor.tolist                           # one synchronisation, not one for each entry
-    LIBRARY.impl("silu_backward", lambda *a: None, "CUDA")      # one operation there; without a kernel PyTorch takes it apart
     torch._C._set_multithreading_enabled(False)         # a backward pass stays in this thread
     torch._C._set_only_lift_cpu_tensors(True)           # torch.tensor(..., device="cuda") copies where we see it
 

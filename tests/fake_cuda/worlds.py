@@ -76,6 +76,18 @@ class Here(contextlib.AbstractContextManager):
         return map(work, items)
 
 
+def watch_dreams(device) -> None:
+    "A step of `DreamEnv` in which no dream ends copies actions to the device; rewards, ends and observations back. No more."
+    @around(DreamEnv, "step")
+    def step(method, self, actions):
+        before, goes_on = device.waits.copy(), not self.over.any() and (self.age + 1 < self.horizon).all()
+        out = method(self, actions)
+        waits = device.waits - before
+        if goes_on and waits.total() > 3 + len(self.agent.obs_spec.modalities):
+            device.refuse(f"{waits.total()} copies and synchronisations in a step of DreamEnv: " + "; ".join(f"{where}: {what}" for what, where in waits))
+        return out
+
+
 def without_numbers() -> None:
     "What the library reads back of its own saves and draws would be zeros; here it is taken to be sound."
     checkpoint.ThreadPoolExecutor = Here
@@ -138,11 +150,12 @@ def main() -> None:
     with fake.fake_cuda() as device, tempfile.TemporaryDirectory() as folder:
         watch_updates(device)
         watch_play(device)
+        watch_dreams(device)
         without_numbers()
         stop_after(updates - 1)
         the_whole_agent(preset(name).change({**TOY, **steps, "graphs": a.graphs, **changes}), Path(folder) / "run")
     waits = {f"{where}: {what}": n for (what, where), n in device.waits.most_common()}
-    print(json.dumps({"broken": [f"{where}: {rule}" for rule, where in device.broken], "recordings": device.recorded, "waits": waits}))
+    print(json.dumps({"broken": [f"{where}: {rule}" for rule, where in device.broken], "recordings": device.recorded, "doubles": list(device.doubles), "waits": waits}))
 
 
 if __name__ == "__main__":
