@@ -91,11 +91,13 @@ class Count:
 def counted(device, name: str, work) -> tuple[Count, dict, object]:
     "Counts of one warm call, in which the host may not wait for the device."
     gc.collect()
+    gc.disable()                        # when Python looks for circles must not decide what is alive at the peak
     count, device.peak = Count(), device.live
     device.watchers.append(count)
     with device.no_waiting(name):
         result = work()
     device.watchers.remove(count)
+    gc.enable()
     ops, moved, flop = count.total
     return count, {"ops": ops, "gbytes": round(moved / 1e9, 3), "peak_gib": round(device.peak / 2**30, 3), "gflop": round(flop / 1e9, 1)}, result
 

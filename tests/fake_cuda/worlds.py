@@ -19,10 +19,10 @@ from simulus_nb.dream import DreamEnv
 
 WORLDS = {"catch": ("catch", {}), "cartpole": ("small", {}), "parcels": ("small", {"env": "simulus/Parcels-v0"}),
           "minigrid": ("minigrid", {}), "pendulum": ("control", {})}
-TOY = {"epochs": 2, "save_every": 1, "threads": 1, "device": "cuda", "collect.steps": 40, "collect.num_envs": 2, "collect.capacity": 400,
+TOY = {"epochs": 2, "save_every": 1, "threads": 1, "device": "cuda", "collect.steps": 24, "collect.num_envs": 2, "collect.capacity": 400,
        "tokenizer.image.channels": 8, "tokenizer.image.code_dim": 8, "tokenizer.image.vocab": 16, "world_model.retnet.layers": 2,
        "train_v.start": 0, "train_m.start": 0, "train_c.start": 0, "train_c.critic_first": 1, "train_c.horizon": 4, "train_c.burn_in": 3, "train_m.segment": 5,
-       "train_m.context": 2, "evaluation.episodes": 2, "evaluation.num_envs": 2, "evaluation.every": 1, "evaluation.interim": 2}
+       "train_m.context": 2, "evaluation.episodes": 2, "evaluation.num_envs": 2, "evaluation.every": 2, "evaluation.interim": 2}
 
 
 def around(owner, name):
@@ -131,7 +131,7 @@ def the_whole_agent(config, folder: Path) -> None:
     for mode in ("NextStep", "SameStep"):
         env = DreamEnv(agent, run.replay, num_envs=3, horizon=3, autoreset_mode=mode)
         env.reset(seed=0)
-        for _ in range(5):
+        for _ in range(4):
             obs, *_ = env.step(env.action_space.sample())
         env.reset(options={"reset_mask": np.array([True, False, False])})
         env.close()
