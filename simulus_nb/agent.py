@@ -55,7 +55,7 @@ class Components(nn.Module):
 # %% ../nbs/15_agent.ipynb #c013
 def choose(
     logits: Tensor,                               # (n, K_a, N_a) actor logits
-    spec: ActionSpec,
+    sizes: Tensor,                                # (K_a,) int64 actions that each dimension has, on the device of `logits`
     temperature: float = 1.0,                     # T: 1 draws from π, less is greedier, 0 takes the likeliest action
     epsilon: float = 0.0,                         # ε: chance of a uniformly random action
     generator: torch.Generator | None = None,     # on the device of `logits`
@@ -69,7 +69,6 @@ def choose(
     if epsilon > 0:                               # Eq. (15.5): one coin a row
         shape, device = action.shape, action.device
         coin = torch.rand(shape[0], 1, generator=generator, device=device) < epsilon
-        sizes = torch.tensor(spec.nvec, device=device)
         anything = (torch.rand(shape, generator=generator, device=device) * sizes).long()
         action = torch.where(coin, anything, action)
     return action
@@ -90,6 +89,7 @@ class Policy:
             raise UserError(f"a policy needs temperature >= 0 and 0 <= epsilon <= 1, not {temperature} and {epsilon}")
         self.agent, self.temperature, self.epsilon, self.generator = agent, temperature, epsilon, generator
         self.state = actor_state(agent.controller.initial_state(num_envs))      # nobody asks for values here
+        self.sizes = torch.tensor(agent.action_spec.nvec, device=agent.device)  # made once: at every step it would be a copy to the device
 
     @torch.no_grad()
     def __call__(self, obs: dict[str, np.ndarray], reset: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ class Policy:
         begins = torch.as_tensor(reset, device=device)[:, None]
         state = tuple(torch.where(begins, 0.0, s) for s in self.state)          # Eq. (15.6): (1 - s_t) (h, c)
         logits, state = agent.controller.decide(z, state)                       # Eq. (15.6): read z_t
-        action = choose(logits, agent.action_spec, self.temperature, self.epsilon, self.generator)
+        action = choose(logits, self.sizes, self.temperature, self.epsilon, self.generator)
         self.state = agent.controller.act(action, state)                        # Eq. (15.6): read a_t
         return action.cpu().numpy()
 

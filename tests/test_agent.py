@@ -45,11 +45,10 @@ def observe(agent, space, n, seed):
 @given(st.lists(st.integers(2, 6), min_size=1, max_size=3), st.floats(0.05, 5), st.floats(0, 1), st.integers(0, 10**6))
 def test_frequencies_follow_the_formula(nvec, temperature, epsilon, seed):
     g, n = torch.Generator().manual_seed(seed), 20_000
-    spec = ActionSpec("multidiscrete", tuple(nvec))
     logits = torch.randn(len(nvec), max(nvec), generator=g)
     for k, size in enumerate(nvec):
         logits[k, size:] = torch.finfo(torch.float32).min                       # choices that a dimension does not have
-    action = choose(logits.expand(n, -1, -1), spec, temperature, epsilon, g)
+    action = choose(logits.expand(n, -1, -1), torch.tensor(nvec), temperature, epsilon, g)
     uniform = torch.ones(1)
     policy = torch.ones(1)
     for k, size in enumerate(nvec):
@@ -63,18 +62,18 @@ def test_frequencies_follow_the_formula(nvec, temperature, epsilon, seed):
 
 
 def test_limits_of_temperature():
-    spec, logits = ActionSpec("discrete", (4,)), torch.tensor([0.0, 3.0, 3.0, -1.0]).expand(4000, 1, -1)
-    assert (choose(logits, spec, 0) == 1).all()                                 # of equals the first
-    cold = choose(logits, spec, 1e-30, generator=torch.Generator().manual_seed(0))
+    sizes, logits = torch.tensor([4]), torch.tensor([0.0, 3.0, 3.0, -1.0]).expand(4000, 1, -1)
+    assert (choose(logits, sizes, 0) == 1).all()                                # of equals the first
+    cold = choose(logits, sizes, 1e-30, generator=torch.Generator().manual_seed(0))
     assert set(cold.flatten().tolist()) == {1, 2} and abs((cold == 1).float().mean() - 0.5) < 0.05
-    hot = choose(logits, spec, 1e30, generator=torch.Generator().manual_seed(0))
+    hot = choose(logits, sizes, 1e30, generator=torch.Generator().manual_seed(0))
     assert (torch.bincount(hot.flatten(), minlength=4) / 4000 - 0.25).abs().max() < 0.05
 
 
 def test_the_policy_is_untouched_by_epsilon_zero():
-    spec, logits = ActionSpec("discrete", (3,)), torch.randn(50, 1, 3)
+    sizes, logits = torch.tensor([3]), torch.randn(50, 1, 3)
     a, b = (torch.Generator().manual_seed(1) for _ in range(2))
-    assert torch.equal(choose(logits, spec, generator=a), choose(logits, spec, epsilon=0.0, generator=b))
+    assert torch.equal(choose(logits, sizes, generator=a), choose(logits, sizes, epsilon=0.0, generator=b))
     assert torch.equal(a.get_state(), b.get_state())
 
 

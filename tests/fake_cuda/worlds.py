@@ -1,0 +1,162 @@
+"""A whole run at toy size on a CUDA that computes nothing: play, updates of V, M and C, a stop in the middle, a resumed run to its end with evaluation and
+media, then the saved agent and dreams in it. `python tests/fake_cuda/worlds.py catch [--graphs]` prints what broke a rule as one JSON object."""
+import argparse
+import contextlib
+import json
+import tempfile
+import warnings
+from functools import wraps
+from pathlib import Path
+
+import fake                             # before torch
+import numpy as np
+import torch
+
+from simulus_nb import checkpoint, dream, replay, trainer
+from simulus_nb.agent import Agent, Policy
+from simulus_nb.config import preset
+from simulus_nb.dream import DreamEnv
+
+WORLDS = {"catch": ("catch", {}), "cartpole": ("small", {}), "parcels": ("small", {"env": "simulus/Parcels-v0"}),
+          "minigrid": ("minigrid", {}), "pendulum": ("control", {})}
+TOY = {"epochs": 2, "save_every": 1, "threads": 1, "device": "cuda", "collect.steps": 24, "collect.num_envs": 2, "collect.capacity": 400,
+       "tokenizer.image.channels": 8, "tokenizer.image.code_dim": 8, "tokenizer.image.vocab": 16, "world_model.retnet.layers": 2,
+       "train_v.start": 0, "train_m.start": 0, "train_c.start": 0, "train_c.critic_first": 1, "train_c.horizon": 4, "train_c.burn_in": 3, "train_m.segment": 5,
+       "train_m.context": 2, "evaluation.episodes": 2, "evaluation.num_envs": 2, "evaluation.every": 2, "evaluation.interim": 2}
+
+
+def around(owner, name):
+    "A decorator: f(method, self, *args) in place of the method."
+    def decorate(f):
+        method = getattr(owner, name)
+        setattr(owner, name, wraps(method)(lambda self, *args, **kwargs: f(method, self, *args, **kwargs)))
+    return decorate
+
+
+def watch_updates(device) -> None:
+    "No update waits for the device but the first of its kind, which makes tables; nor does drawing a batch once the lists of rows are made."
+    for name in ("v_step", "m_step", "c_step"):
+        @around(trainer.Learner, name)
+        def step(method, self, *args, name=name):
+            warm = self.__dict__.setdefault("seen", set())
+            key = name, *args[1:]
+            if key not in warm:
+                warm.add(key)
+                return method(self, *args)
+            with device.no_waiting(f"a warm {name}"):
+                return method(self, *args)
+    for name in ("frames", "segments", "contexts"):
+        @around(replay.ReplayBuffer, name)
+        def draw(method, self, *args, name=name, **kwargs):
+            self.lists()
+            with device.no_waiting(f"replay.{name}"):
+                return method(self, *args, **kwargs)
+
+
+def watch_play(device) -> None:
+    "A step of play copies observations and `reset` to the device and actions back; it asks once whether vectors are finite. No more."
+    @around(Policy, "__call__")
+    def play(method, self, obs, reset):
+        before = device.waits.copy()
+        action = method(self, obs, reset)
+        waits, vectors = device.waits - before, sum(m.kind == "vector" for m in self.agent.obs_spec.modalities)
+        if waits.total() > len(obs) + 2 + vectors:
+            device.refuse(f"{waits.total()} copies and synchronisations in a step of play: " + "; ".join(f"{where}: {what}" for what, where in waits))
+        return action
+
+
+class Here(contextlib.AbstractContextManager):
+    "A pool of threads that works in this one: others know nothing of the device."
+
+    def __init__(self, threads: int): pass
+
+    def __exit__(self, *exception): pass
+
+    def map(self, work, items):
+        return map(work, items)
+
+
+def watch_dreams(device) -> None:
+    "A step of `DreamEnv` in which no dream ends copies actions to the device; rewards, ends and observations back. No more."
+    @around(DreamEnv, "step")
+    def step(method, self, actions):
+        before, goes_on = device.waits.copy(), not self.over.any() and (self.age + 1 < self.horizon).all()
+        out = method(self, actions)
+        waits = device.waits - before
+        if goes_on and waits.total() > 3 + len(self.agent.obs_spec.modalities):
+            device.refuse(f"{waits.total()} copies and synchronisations in a step of DreamEnv: " + "; ".join(f"{where}: {what}" for what, where in waits))
+        return out
+
+
+def without_numbers() -> None:
+    "What the library reads back of its own saves and draws would be zeros; here it is taken to be sound."
+    checkpoint.ThreadPoolExecutor = Here
+    replay.SavedTable._check = lambda *args: None
+    trainer.Repeated.is_stored = lambda *args: True
+    dream.whole_windows = lambda buffer, count, length, generator=None: buffer.segments(3, min(length, 5), generator=generator)
+
+
+def stop_after(steps: int) -> None:
+    "Ask for a stop during M's first stage."
+    seen = [0]
+
+    @around(trainer.Learner, "m_step")
+    def step(method, self, *args):
+        seen[0] += 1
+        if seen[0] == steps:
+            trainer.Signals.active.asked = True
+        return method(self, *args)
+
+
+def the_whole_agent(config, folder: Path) -> None:
+    "Everything that a user does with a run."
+    try:
+        trainer.Trainer(config, folder, progress=False).train()
+        raise AssertionError("the run was not stopped")
+    except trainer.Stopped:
+        pass
+    run = trainer.Trainer(None, folder, resume=True, progress=False)
+    assert run.device.type == "cuda" and run.cursor.stage == "m" and run.cursor.values[0]["loss"].is_cuda
+    run.train()
+    assert {p.name for p in (folder / "media").iterdir()} >= {"curves.png", "dream.png", "dream.mp4", "dream-error.png"}
+    again = trainer.Trainer(None, folder, resume=True, progress=False)
+    assert again.train().result == run.result and torch.equal(again.generator.get_state(), run.generator.get_state())
+
+    agent = Agent.load(folder, device="cuda")
+    assert all(p.is_cuda for p in agent.parameters()) and all(b.is_cuda for b in agent.buffers())
+    world = trainer.env_maker(config, training=False)()
+    obs, _ = world.reset(seed=0)
+    for temperature in (1.0, 0.0):
+        assert world.action_space.contains(agent.act(obs, temperature=temperature))
+    for mode in ("NextStep", "SameStep"):
+        env = DreamEnv(agent, run.replay, num_envs=3, horizon=3, autoreset_mode=mode)
+        env.reset(seed=0)
+        for _ in range(4):
+            obs, *_ = env.step(env.action_space.sample())
+        env.reset(options={"reset_mask": np.array([True, False, False])})
+        env.close()
+    agent.load_parts(folder).save(folder / "agent")
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("world", choices=WORLDS)
+    p.add_argument("--graphs", action="store_true", help="with recordings as CUDA graphs")
+    a = p.parse_args()
+    warnings.simplefilter("ignore")
+    name, changes = WORLDS[a.world]
+    updates = 5 if a.graphs else 2                              # three before a recording, the recording, a replay
+    steps = {f"train_{part}.steps": updates for part in "vmc"} | {f"train_{part}.batch": 4 for part in "vmc"}
+    with fake.fake_cuda() as device, tempfile.TemporaryDirectory() as folder:
+        watch_updates(device)
+        watch_play(device)
+        watch_dreams(device)
+        without_numbers()
+        stop_after(updates - 1)
+        the_whole_agent(preset(name).change({**TOY, **steps, "graphs": a.graphs, **changes}), Path(folder) / "run")
+    waits = {f"{where}: {what}": n for (what, where), n in device.waits.most_common()}
+    print(json.dumps({"broken": [f"{where}: {rule}" for rule, where in device.broken], "recordings": device.recorded, "doubles": list(device.doubles), "waits": waits}))
+
+
+if __name__ == "__main__":
+    main()
