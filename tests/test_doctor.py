@@ -43,6 +43,7 @@ def recorded(work):
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
+@pytest.mark.filterwarnings("ignore:TF32")
 @pytest.mark.parametrize("changes", [{}, {"train_m.batch": 9, "world_model.retnet.layers": 3, "train_c.batch": 16}])
 def test_counted_peaks_are_those_of_real_updates(changes):
     config = tiny(**changes)
@@ -53,20 +54,22 @@ def test_counted_peaks_are_those_of_real_updates(changes):
     frames, segment = run.replay.frames(config.train_v.batch, draw), run.replay.segments(m.batch, m.segment, m.context, draw)
     context = run.replay.contexts(c.batch, c.burn_in, draw)
     work = {"V": lambda: run.learner.v_step(frames), "M": lambda: run.learner.m_step(segment), "C": lambda: run.learner.c_step(context)}
-    with torch.backends.mkldnn.flags(enabled=False):
-        for name, step in work.items():
+    for name, step in work.items():
+        with torch.backends.mkldnn.flags(enabled=name != "C"):                  # its LSTM is one operation, which needs other memory
             step()
             with Tally() as real: step()
             assert math.isclose(parts[name].flops, real.flops, rel_tol=0.03), name
             assert math.isclose(parts[name].bytes, recorded(step), rel_tol=0.15), name
 
 
-def test_more_work_needs_more(counted):
-    for name, setting, more in (("V", "train_v.batch", 12), ("M", "train_m.batch", 8), ("M", "train_m.segment", 8), ("M", "world_model.retnet.layers", 4),
-                                ("C", "train_c.batch", 12), ("C", "train_c.horizon", 8)):
-        larger, resident = count(tiny(**{setting: more}))
-        assert larger[name].flops > counted[0][name].flops and larger[name].bytes > counted[0][name].bytes, setting
-        for graphs in (False, True): assert peak_bytes(larger, resident, graphs) >= peak_bytes(*counted, graphs)
+@pytest.mark.parametrize("changes,grown", [({"train_v.batch": 12, "train_m.batch": 8, "train_c.batch": 12}, "VMC"),
+                                           ({"train_m.segment": 8, "train_c.horizon": 8}, "MC"), ({"world_model.retnet.layers": 4}, "M")])
+def test_more_work_needs_more(counted, changes, grown):
+    larger, resident = count(tiny(**changes))
+    for name in grown:
+        assert larger[name].flops > counted[0][name].flops and larger[name].bytes > counted[0][name].bytes, name
+    assert peak_bytes(larger, resident, True) > peak_bytes(*counted, True)
+    assert peak_bytes(larger, resident, False) >= peak_bytes(*counted, False)          # the largest part may be another one
 
 
 def test_twice_the_batch_takes_twice_the_memory():
@@ -96,7 +99,7 @@ def test_counting_moves_nothing():
     assert torch.backends.mkldnn.enabled == before and type(torch.ones(2) + 1) is torch.Tensor and not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize("name", ["small", "control", "minigrid"])
+@pytest.mark.parametrize("name", ["small", "minigrid"])
 def test_worlds_without_pictures(name):
     pytest.importorskip("minigrid")
     parts, _ = count(tiny(name))
@@ -186,16 +189,18 @@ def test_command(capsys, tmp_path):
     assert "\n".join(out) == report_text(found)
 
 
-@pytest.mark.parametrize("options,words", [(["--env", "ALE/NoSuchGame-v5"], "no environment"), (["--precision", "tf32"], "tf32 exists on CUDA devices only"),
+@pytest.mark.parametrize("options,words", [(["--env", "ALE/NoSuchGame-v5"], "no environment"), (["--precision", "tf32"], "use --precision float32"),
                                            (["--tokenizer.image.perceptual", "nowhere.pth"], "528 MB")])
-def test_what_is_missing_is_exit_code_one(options, words, capsys):
+def test_what_is_missing_is_exit_code_one(options, words, capsys, monkeypatch, counted):
+    monkeypatch.setattr(doctor, "needs", lambda *_: counted)                    # counted elsewhere
     assert main(["doctor", *WORDS, *options]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("verdict     first: ") and words in last
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_device_that_is_not_there():
+def test_a_device_that_is_not_there(monkeypatch, counted):
+    monkeypatch.setattr(doctor, "needs", lambda *_: counted)
     found = examine(tiny(device="cuda"))
     assert not found["ready"] and "device 'cuda' is not available" in report_text(found).splitlines()[-1] and len(found["findings"]) == 9
 
