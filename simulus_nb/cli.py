@@ -301,12 +301,12 @@ class BenchCommand:
 # %% ../nbs/21_cli.ipynb #c023b
 @dataclass(frozen=True)
 class DoctorCommand:
-    "Look at this machine, count what a run needs, and say whether it can begin. Trains three updates of a toy."
+    "Look at this machine, count what a run needs, and say whether it can begin. Trains a toy only."
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Literal[tuple(PRESETS)] | None = field(default=None, metadata=dict(help=PRESET_HELP))
     bench: Path | None = field(default=None, metadata=dict(
         help="file of simulus-nb bench --json: the time by its rates, not by an estimate"))
-    json: Path | None = field(default=None, metadata=dict(help="also write all findings to this file"))
+    json: Path | None = field(default=None, metadata=dict(help="also write it all to this file"))
 
     def run(self, command: str) -> int:
         "Examine and print; 0 if the run can begin, 1 if something is missing."
