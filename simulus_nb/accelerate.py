@@ -28,8 +28,9 @@ SLOWEST = 1.5                       # largest r at which a CPU counts as one tha
 
 @functools.cache
 def bfloat16_cost(seconds: float = 0.02) -> float:
-    "r of Eq. (29.2a): time of a product in bfloat16 over that in float32, on this CPU. Measured once, in less than 50 ms."
-    a = torch.ones(256, 256, device="cpu")                  # no random numbers: those of a run must not move
+    """r of Eq. (29.2a): time of a product in bfloat16 over that in float32, on this CPU.
+    Measured once, in less than 50 ms."""
+    a = torch.ones(256, 256, device="cpu")                  # a run's random numbers must not move
     factors, best, begin, rounds = (a, a.bfloat16()), [math.inf, math.inf], time.perf_counter(), 0
     with torch.no_grad():
         while rounds < 3 or time.perf_counter() - begin < seconds:
@@ -41,7 +42,7 @@ def bfloat16_cost(seconds: float = 0.02) -> float:
     return best[1] / best[0]                                # Eq. (29.2a)
 
 def has_bfloat16(device: torch.device) -> bool:
-    "Whether `device` has units for bfloat16; on a CPU, whether it is not slower than float32: Eq. (29.2a)."
+    "Whether `device` has units for bfloat16; on a CPU, whether it is not slower: Eq. (29.2a)."
     if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type != "cpu" or bfloat16_cost() <= SLOWEST       # Eq. (29.2a)
 
@@ -52,13 +53,17 @@ def has_tf32(device: torch.device) -> bool:
 def pick_precision(choice: Precision, device: torch.device) -> str:     # float32, tf32 or bfloat16
     "`auto` is bfloat16 on CUDA devices that have it and float32 elsewhere. `UserError` for what the device cannot do."
     where = "GPU" if device.type == "cuda" else "CPU"
-    if choice == "auto": return "bfloat16" if device.type == "cuda" and has_bfloat16(device) else "float32"
+    if choice == "auto":
+        return "bfloat16" if device.type == "cuda" and has_bfloat16(device) else "float32"
     if choice == "tf32" and device.type != "cuda":
-        raise UserError(f"precision tf32 exists on CUDA devices only, not on {device.type}: use --precision float32")
+        raise UserError(f"precision tf32 exists on CUDA devices only, not on {device.type}: "
+                        "use --precision float32")
     if choice == "tf32" and not has_tf32(device):
-        raise UserError("this GPU has no TF32, which begins with compute capability 8.0: use --precision float32")
+        raise UserError("this GPU has no TF32, which begins with compute capability 8.0: "
+                        "use --precision float32")
     if choice == "bfloat16" and not has_bfloat16(device):
-        cost = f", with which it would take {bfloat16_cost():.1f} times as long as with float32" if where == "CPU" else ""
+        slower = f", with which it would take {bfloat16_cost():.1f} times as long as with float32"
+        cost = slower if where == "CPU" else ""
         raise UserError(f"this {where} has no units for bfloat16{cost}: use --precision float32")
     return choice
 

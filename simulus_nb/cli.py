@@ -6,7 +6,7 @@
 __all__ = ['registry', 'PRESET_HELP', 'LENGTH', 'Device', 'Which', 'WHICH_HELP', 'Run', 'COMMANDS', 'DISK', 'json_object',
            'starting_point', 'announce', 'how_to_resume', 'score_text', 'best_text', 'summary', 'TrainCommand',
            'says_what', 'resumed', 'CannotDraw', 'Recorder', 'film_episode', 'EvaluateCommand', 'load_replay',
-           'DreamCommand', 'BenchCommand', 'SuiteCommand', 'one_line', 'read_options', 'parse', 'main']
+           'DreamCommand', 'BenchCommand', 'DoctorCommand', 'SuiteCommand', 'one_line', 'read_options', 'parse', 'main']
 
 # %% ../nbs/21_cli.ipynb #c002
 import argparse
@@ -35,6 +35,7 @@ from .bench import bench, bench_table, compare, compare_table
 from .checkpoint import CheckpointWarning, has_saves, is_whole, load_checkpoint
 from .config import PRESETS, Config, check_ranges, cost, differences, preset, preset_for
 from .distributed import LostError, from_first, join, leave, processes, rank, together
+from .doctor import examine, report_text
 from .dream import dream_media
 from .envs import make_env
 from .evaluate import ATARI_SCORES, Evaluation, evaluate, human_normalised
@@ -328,6 +329,27 @@ class BenchCommand:
         if self.json:
             self.json.write_text(json.dumps({"command": command, **found}, indent=1) + "\n", encoding="utf8")
 
+# %% ../nbs/21_cli.ipynb #c023b
+@dataclass(frozen=True)
+class DoctorCommand:
+    "Look at this machine, count what a run needs, and say whether it can begin. Trains a toy only."
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    preset: Literal[tuple(PRESETS)] | None = field(default=None, metadata=dict(help=PRESET_HELP))
+    bench: Path | None = field(default=None, metadata=dict(
+        help="file of simulus-nb bench --json: the time by its rates, not by an estimate"))
+    json: Path | None = field(default=None, metadata=dict(help="also write it all to this file"))
+
+    def run(self, command: str) -> int:
+        "Examine and print; 0 if the run can begin, 1 if something is missing."
+        if self.json:
+            self.json.touch()                                   # as for the bench
+        found = examine(self.config, self.bench)
+        print(report_text(found))
+        if self.json:
+            text = json.dumps({"command": command, **found}, indent=1)
+            self.json.write_text(text + "\n", encoding="utf8")
+        return 0 if found["ready"] else 1
+
 # %% ../nbs/21_cli.ipynb #c025
 @dataclass(frozen=True)
 class SuiteCommand:
@@ -381,6 +403,7 @@ def read_options(argv: Sequence[str], base: Config):
     name = tyro.conf.subcommand
     commands = Union[Annotated[TrainCommand, name("train", default=TrainCommand(base))], Annotated[EvaluateCommand, name("evaluate")],
                      Annotated[DreamCommand, name("dream")], Annotated[BenchCommand, name("bench", default=BenchCommand(base))],
+                     Annotated[DoctorCommand, name("doctor", default=DoctorCommand(base))],
                      Annotated[SuiteCommand, name("suite")]]
     about = "Train, watch and measure agents that learn in the dreams of a token-based world model."
     box = io.StringIO()
@@ -393,7 +416,7 @@ def read_options(argv: Sequence[str], base: Config):
         command = next((word for word in argv if not word.startswith("-")), "")
         raise UserError(f"{one_line(box.getvalue())} (see simulus-nb {command + ' ' if command in COMMANDS else ''}--help)") from None
 
-COMMANDS = ("train", "evaluate", "dream", "bench", "suite")
+COMMANDS = ("train", "evaluate", "dream", "bench", "doctor", "suite")
 
 def parse(argv: Sequence[str]):
     "The command that `argv` asks for, with the settings of its run where it resumes one."
@@ -412,7 +435,7 @@ DISK = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.
         errno.EROFS: "choose another folder", errno.ENOENT: "create its folder first", errno.ENOTDIR: "choose another folder", errno.EISDIR: "give the name of a file"}
 
 def main(argv: Sequence[str] | None = None) -> int:
-    "The command `simulus-nb`; `argv` without the program's name, None for `sys.argv`. Returns the exit code: 0, 2 for a mistake, 130 for an interruption."
+    "The command `simulus-nb`; `argv` without the program's name, None for `sys.argv`. Returns the exit code: 0, a command's own, 2 for a mistake, 130 for an interruption."
     argv = sys.argv[1:] if argv is None else list(argv)
     def complain(text: str, code: int, error: BaseException | None = None) -> int:
         if not getattr(error, "told", False):                   # by another process of the same run
@@ -424,11 +447,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", CheckpointWarning)
             warnings.showwarning = lambda text, kind, *where: complain(str(text), 0) if issubclass(kind, CheckpointWarning) else usual(text, kind, *where)
             try:
-                parse(argv).run("simulus-nb " + shlex.join(argv))
+                code = parse(argv).run("simulus-nb " + shlex.join(argv))
                 leave()
             finally:
                 sys.stdout.flush()
-        return 0
+        return code or 0
     except SystemExit as e:                                     # --help
         return int(e.code or 0)
     except BrokenPipeError:                                     # `... | head` has seen enough

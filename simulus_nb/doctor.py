@@ -130,6 +130,7 @@ def dream_need(learner: Learner, symbols: int) -> Need:
             C.decide(z, actor_state(start), action)
             dream_step(M, z, action, memory)
         step = (seen.flops - before[0], seen.calls - before[1])
+        del memory                                              # a dream that is over forgets it
         steps = blank_segment(c.batch, c.horizon, symbols, C.action_spec.count)
         done, alive = steps.done.float(), steps.mask.float()
         dream = Dream(steps.z, steps.action, steps.reward, done, alive, start)
@@ -408,7 +409,7 @@ def weights(
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-        if not digest.hexdigest().startswith(path.stem.rsplit("-", 1)[1]):  # the file's name says it
+        if not digest.hexdigest().startswith(path.stem.rsplit("-", 1)[1]):      # its name says it
             todo = f"delete {shown} and get {VGG_URL} (528 MB) again"
             return Finding("weights", f"{shown} is damaged", todo)
     return Finding("weights", f"VGG16 at {shown}")
@@ -502,8 +503,8 @@ def run_estimate(
         return stored_seconds(bench, config, precision), f"by the rates in {bench}"
     rate = product_rate(device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
     seconds = estimated_seconds(config, parts, call_seconds(device), rate, device)
-    how = f"a rough estimate at {SHARE:.0%} of {rate / 1e9:,.0f} GFLOP/s; simulus-nb bench measures it"
-    return seconds, how
+    how = f"a rough estimate at {SHARE:.0%} of {rate / 1e9:,.0f} GFLOP/s"
+    return seconds, f"{how}; simulus-nb bench measures it"
 
 # %% ../nbs/35_doctor.ipynb #c025a
 class Visit:
