@@ -4,9 +4,10 @@ import contextlib
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch import nn
 
 from simulus_nb import accelerate
-from simulus_nb.accelerate import GraphedStep, bfloat16_cost, compile_parts, has_bfloat16, has_tf32, pick_precision, use_precision
+from simulus_nb.accelerate import GraphedStep, bfloat16_cost, compiled, has_bfloat16, has_tf32, pick_precision, rounded, use_precision
 from simulus_nb.config import preset
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Stages
@@ -78,7 +79,7 @@ def test_a_gpu_takes_what_it_has(monkeypatch, capability, half):
 
 def test_compiling_without_a_compiler_is_one_line(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UserError, match="C\\+\\+ compiler"): compile_parts([torch.nn.Linear(2, 2)], CPU)
+    with pytest.raises(UserError, match="C\\+\\+ compiler"): compiled(torch.sin, CPU)
 
 
 @needs_bfloat16
@@ -89,7 +90,7 @@ def test_what_must_stay_float32_does(seed):
     run = stages(precision="bfloat16", seed=seed % 2**31)
     M, C = run.agent.world_model, run.agent.controller
     (_, segment, context), = batches(run, 1, seed)
-    with run.learner.arithmetic(), torch.no_grad():
+    with run.learner.arithmetic(M, C), torch.no_grad():
         prediction, memory = M(segment.z, segment.action)
         state = C.remember(context.z, context.action, context.mask)
     assert prediction.reward.dtype == torch.bfloat16 and memory.dtype == torch.float32 and {s.dtype for s in state} == {torch.float32}
@@ -114,31 +115,97 @@ def test_bfloat16_gives_the_same_losses_and_gradients():
 
 
 @needs_bfloat16
-def test_weights_cast_while_dreaming_do_not_rob_the_loss_of_gradients():
-    "Autocast remembers casts until its context ends; dreams are spun without gradients."
+def test_weights_rounded_while_dreaming_do_not_rob_the_loss_of_gradients():
     run = stages(precision="bfloat16")
     (_, _, context), = batches(run, 1)
-    with run.learner.arithmetic(), torch.no_grad(): run.agent.controller.remember(context.z, context.action, context.mask)
+    C = run.agent.controller
+    with run.learner.arithmetic(C), torch.no_grad(): C.remember(context.z, context.action, context.mask)
     run.learner.c_step(context)
-    critic = run.agent.controller.critic.weight
-    assert critic.grad is not None and critic.grad.abs().max() > 0
+    assert C.critic.weight.grad is not None and C.critic.weight.grad.abs().max() > 0
 
 
-def test_compiled_parts_train_alike():
-    "Traced and split into forward and backward, with PyTorch's own kernels."
-    plain, fast = stages(), stages()
-    fast.agent.load_state_dict(plain.agent.state_dict()), fast.replay.load_state_dict(plain.replay.state_dict())
+class Island(nn.Module):
+    "Keeps its own precision."
+    keeps_float32 = True
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Linear(2, 2)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.sampled_from(["linear", "frozen", "lstm", "island", "shared", "double"]), max_size=6), st.booleans())
+def test_rounding_borrows_places(kinds, fail):
+    "Inside, what may be rounded is; afterwards every parameter is the same object, whatever happened, and none but trainable ones can get a gradient."
+    make = {"linear": lambda: nn.Linear(2, 3), "frozen": lambda: nn.Linear(2, 3).requires_grad_(False), "lstm": lambda: nn.LSTM(2, 2),
+            "island": Island, "double": lambda: nn.Linear(2, 2).double()}
+    modules = nn.ModuleList()
+    for kind in kinds: modules.append(modules[-1] if kind == "shared" and len(modules) else make.get(kind, make["linear"])())
+    before = {name: (id(p), p.dtype, p.requires_grad) for name, p in modules.named_parameters(remove_duplicate=False)}
+    with contextlib.suppress(ZeroDivisionError):
+        with rounded([*modules, None], torch.bfloat16):
+            for m in modules.modules():
+                for p in m._parameters.values():
+                    assert isinstance(m, nn.RNNBase) or p is None or p.dtype != torch.float32 or any(p is q for i in modules if isinstance(i, Island) for q in i.parameters())
+            for m in modules:
+                if type(m) is nn.Linear and m.weight.dtype == torch.bfloat16:
+                    assert m(torch.ones(1, 2).bfloat16()).requires_grad == m.weight.requires_grad == before_grad(before, modules, m)
+            if fail: 1 / 0
+    assert {name: (id(p), p.dtype, p.requires_grad) for name, p in modules.named_parameters(remove_duplicate=False)} == before
+
+
+def before_grad(before, modules, m):
+    name = next(n for n, x in modules.named_modules(remove_duplicate=False) if x is m)
+    return before[f"{name}.weight"][2]
+
+
+class Counting:
+    "A backend that compiles nothing, and counts the graphs it is given."
+    graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+def counted(monkeypatch, **changes):
+    "A run whose compiled parts go to backends that count, {part: backend}."
     torch._dynamo.reset()
-    parts = [m for v in fast.agent.tokenizer.images().values() for m in (v.encoder, v.decoder)] + [fast.agent.world_model]
-    compile_parts(parts, CPU, backend="aot_eager")
-    names = list(plain.agent.state_dict())
-    data = batches(plain, 2)
-    for run in (plain, fast):
-        torch.manual_seed(0), run.generator.manual_seed(0)
-        train(run, data)
+    backends = []
+    def count(work, device, **options):
+        backends.append(Counting())
+        return torch.compile(work, dynamic=False, backend=backends[-1])
+    monkeypatch.setattr("simulus_nb.trainer.compiled", count)
+    run = Stages(preset("catch").change({**TINY, "compile": True, "world_model.retnet.dropout": 0.1, **changes}))
+    return run, dict(zip(("M's loss", "V's loss", "V's encoder", "M's answer"), backends, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+def test_all_that_is_compiled_is_whole_and_compiled_once(monkeypatch, precision):
+    "Twelve epochs with a growing buffer: one graph each, for M's answer two (the first step reads a context), and never a second time."
+    run, parts = counted(monkeypatch, precision=precision, **{"collect.steps": 90})
+    for epoch in range(12):
+        run.collect(), run.tokenise()
+        for learn in (run.learn_v, run.learn_m, run.learn_c): learn(1)
+        assert {name: part.graphs for name, part in parts.items()} == {"M's loss": 1, "V's loss": 1, "V's encoder": 1, "M's answer": 2}, epoch
+    assert len(run.replay) > 2 * 512                                            # chunks were full, and not
+
+
+def test_compiled_parts_train_alike(monkeypatch):
+    "Traced and split into forward and backward, with PyTorch's own kernels."
+    torch._dynamo.reset()
+    monkeypatch.setattr("simulus_nb.trainer.compiled", lambda work, device: torch.compile(work, dynamic=False, backend="aot_eager"))
+    plain, fast = stages(), stages(compile=True)
+    fast.agent.load_state_dict(plain.agent.state_dict()), fast.replay.load_state_dict(plain.replay.state_dict())
+    names, data = list(plain.agent.state_dict()), batches(plain, 1)
+    for a, b in zip(seeded_training(plain, data), seeded_training(fast, data)):
+        assert all(torch.allclose(a[k], b[k], rtol=1e-3, atol=1e-4) for k in a)
     assert list(fast.agent.state_dict()) == names                               # compiling renames nothing
-    for (name, a), b in zip(plain.agent.state_dict().items(), fast.agent.state_dict().values()):
-        assert torch.allclose(a.double(), b.double(), rtol=1e-3, atol=2e-4), name
+    for (name, p), q in zip(plain.agent.named_parameters(), fast.agent.parameters()):
+        if p.grad is not None: assert (p.grad - q.grad).norm() <= 1e-3 * p.grad.norm() + 1e-6, name
+    plain.tokenise()
+    fast.agent.load_state_dict(plain.agent.state_dict()), fast.tokenise()
+    assert torch.equal(plain.replay.tokens, fast.replay.tokens)                 # a chunk filled up gives the same tokens
 
 
 class Tape(GraphedStep):
