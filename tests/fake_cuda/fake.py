@@ -36,7 +36,7 @@ load()
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
@@ -180,7 +180,7 @@ def to_copy(device, func, args, kwargs):
         device.copy("CPU to CUDA", tuple(x.shape))
         return device.make(*x.shape, dtype=kwargs.get("dtype") or x.dtype)
     device.copy("CUDA to CPU", tuple(x.shape))
-    return torch.zeros(x.shape, dtype=kwargs.get("dtype") or x.dtype, device=target)
+    return torch.full(x.shape, hasattr(x, "holds"), dtype=kwargs.get("dtype") or x.dtype, device=target)
 
 
 @answers("copy_")
@@ -312,8 +312,8 @@ class Device(TorchDispatchMode):
                 self.own(x)
                 if x.dtype == torch.float64:
                     self.doubles[self.where()] += 1
-        if name == "all":
-            out.holds = True
+        if name == "all" or outs and outs[0].dtype == torch.bool and "not" not in name and ins and all(hasattr(x, "holds") for x in ins):
+            out.holds = True                                                # what is asked of all entries, and what is made of such answers
         for watch in self.watchers:
             watch(self, func, args, kwargs, out)
         return out
@@ -349,7 +349,7 @@ class Calls(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "tolist":
             self.device.wait("tolist")
-            return torch.zeros(x.shape, dtype=x.dtype).tolist()
+            return torch.full(x.shape, hasattr(x, "holds"), dtype=x.dtype).tolist()
         if name in ("numpy", "__array__"):
             if kwargs.get("force"):
                 self.device.wait("numpy(force=True)")
@@ -361,6 +361,24 @@ class Calls(TorchFunctionMode):
             y, h, c, _, _ = aten._cudnn_rnn(x, weights, 4, None, *state, 2, state[0].shape[-1], 0, layers, batch_first, dropout, train, both_ways, [], None)
             return y, h, c
         return func(*args, **kwargs)
+
+
+def apply(module: nn.Module, fn, recurse: bool = True) -> nn.Module:
+    "`Module._apply`, which moves and converts: the same parameters with other data where they stay on their device, new ones where not."
+    for child in module.children():
+        child._apply(fn)
+    for name, p in module._parameters.items():
+        if p is not None:
+            with torch.no_grad():
+                new = fn(p)
+            if new.device == p.device:
+                p.data = new
+            else:
+                module._parameters[name] = nn.Parameter(new, p.requires_grad)
+    module._buffers.update({name: fn(b) for name, b in module._buffers.items() if b is not None})
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+    return module
 
 
 # torch.cuda
@@ -408,6 +426,7 @@ def install(device: Device) -> None:
             raise RuntimeError(f"this PyTorch has no torch.cuda.{name}")
         setattr(torch.cuda, name, value)
     torch.backends.cudnn.is_acceptable = lambda x: False        # weights are not joined to one piece
+    nn.Module._apply = apply
     _foreach_utils._foreach_supported_types.append(FakeTensor)
     FakeTensor.tolist = Tensor.tolist                           # one synchronisation, not one for each entry
     torch._C._set_multithreading_enabled(False)         # a backward pass stays in this thread

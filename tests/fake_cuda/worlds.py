@@ -77,13 +77,14 @@ class Here(contextlib.AbstractContextManager):
 
 
 def watch_dreams(device) -> None:
-    "A step of `DreamEnv` in which no dream ends copies actions to the device; rewards, ends and observations back. No more."
+    "A step of `DreamEnv` in which no dream ends copies actions to the device; rewards, ends and observations back. No more, but for the agent's first."
     @around(DreamEnv, "step")
     def step(method, self, actions):
         before, goes_on = device.waits.copy(), not self.over.any() and (self.age + 1 < self.horizon).all()
+        warm, self.agent.dreamt = getattr(self.agent, "dreamt", False), True
         out = method(self, actions)
         waits = device.waits - before
-        if goes_on and waits.total() > 3 + len(self.agent.obs_spec.modalities):
+        if warm and goes_on and waits.total() > 3 + len(self.agent.obs_spec.modalities):
             device.refuse(f"{waits.total()} copies and synchronisations in a step of DreamEnv: " + "; ".join(f"{where}: {what}" for what, where in waits))
         return out
 
