@@ -25,7 +25,7 @@ def sample_observation(
     prediction: Prediction,                       # logits (B, P, ...)
     generator: torch.Generator | None = None,
 ) -> Tensor:                                      # (B, P, S) int64
-    "ẑ ~ p(ẑ | y), every token (and every channel of a map cell) on its own: Eq. (14.3)."
+    "ẑ ~ p(ẑ | y, d = 0), every token (and every channel of a map cell) on its own: Eq. (14.3)."
     parts = []
     for g in layout.groups:
         parts.append(sample_categorical(prediction.obs[g.key], generator).flatten(-2))             # Eq. (14.3)
