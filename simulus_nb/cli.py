@@ -176,7 +176,8 @@ def resumed(
 ) -> TrainCommand:
     "The command with the stored settings; `UserError` if an option contradicts them."
     stored = RunFolder(command.folder).read_config()
-    again = read(replace(preset(command.preset), epochs=stored.epochs) if command.preset else stored)
+    base = preset(command.preset) if command.preset else stored
+    again = read(replace(base, epochs=stored.collecting + base.learn_on))       # of the stored length
     other = {k: v for k, v in differences(again.config, stored).items() if k != "epochs"}
     for name, (given, kept) in other.items():
         if name == "learn_on":
