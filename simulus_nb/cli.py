@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['registry', 'PRESET_HELP', 'LENGTH', 'Device', 'Which', 'WHICH_HELP', 'Run', 'COMMANDS', 'DISK', 'json_object',
            'starting_point', 'announce', 'how_to_resume', 'score_text', 'best_text', 'summary', 'TrainCommand',
-           'says_what', 'resumed', 'CannotDraw', 'Recorder', 'film_episode', 'EvaluateCommand', 'load_replay',
-           'DreamCommand', 'BenchCommand', 'DoctorCommand', 'SuiteCommand', 'one_line', 'read_options', 'parse', 'main']
+           'says_what', 'resumed', 'CannotDraw', 'Recorder', 'film_episode', 'media_of', 'EvaluateCommand',
+           'load_replay', 'DreamCommand', 'BenchCommand', 'DoctorCommand', 'SuiteCommand', 'one_line', 'read_options',
+           'parse', 'main']
 
 # %% ../nbs/21_cli.ipynb #c002
 import argparse
@@ -113,8 +114,8 @@ def summary(folder: RunFolder, env: str, result: Evaluation) -> str:
     places = {"curves": folder.media / "curves.png", "dream": folder.media / "dream.mp4", "metrics": folder.metrics, "checkpoint": folder.checkpoint}
     lines = [f"{name:<12}{path}" for name, path in places.items() if path.exists()]
     best = best_text(folder, env)
-    name = "last agent" if best else "evaluation"
-    return "\n".join([f"{name:<12}{score_text(env, result)}", *best, *lines])
+    which = " (last agent)" if best else ""
+    return "\n".join([f"{'evaluation':<12}{score_text(env, result)}{which}", *best, *lines])
 
 # %% ../nbs/21_cli.ipynb #c013
 PRESET_HELP = "settings to start from; without it the ones made for --env, or small ones"
@@ -177,7 +178,8 @@ def resumed(
 ) -> TrainCommand:
     "The command with the stored settings; `UserError` if an option contradicts them."
     stored = RunFolder(command.folder).read_config()
-    again = read(replace(preset(command.preset), epochs=stored.epochs) if command.preset else stored)
+    base = preset(command.preset) if command.preset else stored
+    again = read(replace(base, epochs=stored.collecting + base.learn_on))       # of the stored length
     other = {k: v for k, v in differences(again.config, stored).items() if k != "epochs"}
     for name, (given, kept) in other.items():
         if name == "learn_on":
@@ -252,6 +254,10 @@ Which = Literal["last", "best"]
 WHICH_HELP = "which agent of the run: the last, or the best of its interim evaluations"
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run folder of a trained agent")]
 
+def media_of(folder: RunFolder, which: str) -> Path:
+    "Where pictures and videos of one of the two agents go."
+    return folder.media if which == "last" else folder.media / which
+
 @dataclass(frozen=True)
 class EvaluateCommand:
     "Play with a trained agent: mean return with its standard error, and a video of one episode."
@@ -263,7 +269,7 @@ class EvaluateCommand:
     which: Which = field(default="last", metadata=dict(help=WHICH_HELP))
 
     def run(self, command: str) -> None:
-        "Play, print the score, write media/episode.mp4 and a report: evaluation.json, of the best agent evaluation-best.json, or with options one with these in its name."
+        "Play, print the score, write media/episode.mp4 (media/best/episode.mp4) and a report: evaluation.json, of the best agent evaluation-best.json, or with options one with these in its name."
         check_ranges(self)
         folder, device = RunFolder(self.folder), pick_device(self.device)
         config = folder.read_config()
@@ -279,7 +285,7 @@ class EvaluateCommand:
         report = (folder.best if best else folder.evaluation) if usual else folder.path / name
         folder.write(report, {**result.to_json(), **kept, "temperature": temperature, "seed": seed, "command": command})
         print(f"{'evaluation':<12}{score_text(config.env, result)}\n{'report':<12}{report}", flush=True)
-        film = folder.media / ("episode-best.mp4" if best else "episode.mp4")
+        film = media_of(folder, self.which) / "episode.mp4"
         why_not = film_episode(agent, config, film, temperature, seed)
         print(f"{'episode':<12}{film if why_not is None else f'no film ({why_not})'}")
 
@@ -300,12 +306,12 @@ class DreamCommand:
     which: Which = field(default="last", metadata=dict(help=WHICH_HELP))
 
     def run(self, command: str) -> None:
-        "Write media/dream.png and media/dream.mp4."
+        "Write dream.png and dream.mp4 to media, of the best agent to media/best."
         check_ranges(self)
         folder, device = RunFolder(self.folder), pick_device(self.device)
         config, agent = folder.read_config(), Agent.load(folder.path, device, self.which)
         generator = torch.Generator(device=device).manual_seed(self.seed)
-        written = dream_media(agent, load_replay(folder, config, agent), folder.media, horizon=self.horizon, generator=generator)
+        written = dream_media(agent, load_replay(folder, config, agent), media_of(folder, self.which), horizon=self.horizon, generator=generator)
         for name, path in written.items():
             print(f"{name:<12}{path}")
 

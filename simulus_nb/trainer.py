@@ -6,9 +6,9 @@
 __all__ = ['OWN', 'STAGES', 'STRETCH', 'GENERATOR_BYTES', 'CURVES', 'BAR', 'pick_device', 'to_device', 'adamw', 'update',
            'losses_of', 'Learner', 'default_folder', 'RunFolder', 'git_commit', 'circumstances', 'env_maker',
            'infer_specs', 'make_agent', 'make_replay', 'fill_replay', 'Stopped', 'Signals', 'pause', 'Listening',
-           'Cursor', 'game_seed', 'Games', 'RunState', 'average', 'Diverged', 'Stages', 'undisturbed', 'Epochs',
-           'Repeated', 'from_older_release', 'OtherSchedule', 'Checkpoints', 'plot_history', 'find_tracker', 'Run',
-           'Callback', 'Trainer']
+           'Cursor', 'game_seed', 'Games', 'RunState', 'average', 'Diverged', 'Watched', 'Stages', 'undisturbed',
+           'Compared', 'Epochs', 'Repeated', 'from_older_release', 'OtherSchedule', 'Streams', 'Snapshots',
+           'Checkpoints', 'plot_history', 'find_tracker', 'Logged', 'Run', 'Callback', 'Finished', 'Trainer']
 
 # %% ../nbs/20_trainer.ipynb #c003
 import json
@@ -478,7 +478,7 @@ class RunState:
         self.played = [[] for _ in self.worlds]                 # its actions so far, each (K_a,)
         self.policy = self.agent.policy(c.num_envs, epsilon=c.epsilon, generator=self.generator)
 
-# %% ../nbs/20_trainer.ipynb #c030
+# %% ../nbs/20_trainer.ipynb #c030a
 def average(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
     "Mean of each metric over updates; one transfer to the host."
     if not metrics:
@@ -492,41 +492,8 @@ class Diverged(UserError):
     told = False                             # whether another process says it
 
 
-class Stages(RunState):
-    "The four things an epoch consists of."
-
-    def collect(self) -> dict[str, float]:
-        "Play on with the current C and keep what happened, a stretch at a time: Eq. (20.1)."
-        c, values = self.config.collect, self.so_far()
-        while (played := sum(one["steps"] for one in values)) < c.steps:
-            with self.learner.arithmetic(self.agent):
-                streams, episodes, games = from_first(
-                    lambda: self.play_on(min(c.steps - played, STRETCH * c.num_envs)))
-            share_random(self.generator)                        # the policy has drawn
-            for env, (rows, (game, steps)) in enumerate(zip(streams, games)):
-                self.replay.extend(env, rows)                   # Eq. (20.1)
-                now, self.games[env] = self.played[env], game
-                now += list(rows.action[~rows.last])
-                del now[:len(now) - steps]                      # those of games that are over
-            steps = sum(int((~rows.last).sum()) for rows in streams)
-            self.env_steps += steps
-            values.append({"steps": steps, "returns": [e.return_ for e in episodes], "lengths": [e.length for e in episodes]})
-            pause()
-        returns, lengths = ([x for one in values for x in one[name]] for name in ("returns", "lengths"))
-        n = len(returns)
-        return {"return": sum(returns) / n, "length": sum(lengths) / n, "episodes": n} if n else {}
-
-    def play_on(self, steps: int) -> tuple[list[Rows], list, list[tuple[int, int]]]:
-        "What the collector returns, and number and length of the game in progress everywhere. An error of the environment leaves the run as it was."
-        before = rng_state(), self.generator.get_state(), self.policy.state
-        try:
-            streams, episodes = self.collector.collect(self.policy, steps)
-        except Exception:
-            set_rng_state(before[0])
-            self.generator.set_state(before[1])
-            self.policy.state = before[2]
-            raise
-        return streams, episodes, [(world.game, world.steps) for world in self.worlds]
+class Watched(RunState):
+    "A run that looks at its numbers."
 
     def so_far(self) -> list[dict]:
         "What the stage in progress has returned, to be continued; an empty list outside an epoch."
@@ -563,6 +530,43 @@ class Stages(RunState):
         error.told = rank() > 0
         raise error
 
+# %% ../nbs/20_trainer.ipynb #c030
+class Stages(Watched):
+    "The four things an epoch consists of."
+
+    def collect(self) -> dict[str, float]:
+        "Play on with the current C and keep what happened, a stretch at a time: Eq. (20.1)."
+        c, values = self.config.collect, self.so_far()
+        while (played := sum(one["steps"] for one in values)) < c.steps:
+            with self.learner.arithmetic(self.agent):
+                streams, episodes, games = from_first(
+                    lambda: self.play_on(min(c.steps - played, STRETCH * c.num_envs)))
+            share_random(self.generator)                        # the policy has drawn
+            for env, (rows, (game, steps)) in enumerate(zip(streams, games)):
+                self.replay.extend(env, rows)                   # Eq. (20.1)
+                now, self.games[env] = self.played[env], game
+                now += list(rows.action[~rows.last])
+                del now[:len(now) - steps]                      # those of games that are over
+            steps = sum(int((~rows.last).sum()) for rows in streams)
+            self.env_steps += steps
+            values.append({"steps": steps, "returns": [e.return_ for e in episodes], "lengths": [e.length for e in episodes]})
+            pause()
+        returns, lengths = ([x for one in values for x in one[name]] for name in ("returns", "lengths"))
+        n = len(returns)
+        return {"return": sum(returns) / n, "length": sum(lengths) / n, "episodes": n} if n else {}
+
+    def play_on(self, steps: int) -> tuple[list[Rows], list, list[tuple[int, int]]]:
+        "What the collector returns, and number and length of the game in progress everywhere. An error of the environment leaves the run as it was."
+        before = rng_state(), self.generator.get_state(), self.policy.state
+        try:
+            streams, episodes = self.collector.collect(self.policy, steps)
+        except Exception:
+            set_rng_state(before[0])
+            self.generator.set_state(before[1])
+            self.policy.state = before[2]
+            raise
+        return streams, episodes, [(world.game, world.steps) for world in self.worlds]
+
     def learn_v(self, updates: int) -> dict[str, float]:
         "Update V on uniformly drawn observations: Eq. (20.2)."
         batch = self.config.train_v.batch
@@ -593,7 +597,7 @@ class Stages(RunState):
 
 STRETCH = 16        # steps of play between two moments at which a run may stop
 
-# %% ../nbs/20_trainer.ipynb #c034
+# %% ../nbs/20_trainer.ipynb #c034a
 @contextmanager
 def undisturbed() -> Iterator[None]:
     "Whatever happens inside, the global streams of random numbers go on afterwards as if it had not."
@@ -604,10 +608,39 @@ def undisturbed() -> Iterator[None]:
         set_rng_state(state)
 
 
-class Epochs(Stages):
-    "One epoch after the other."
+class Compared(Stages):
+    "A run that is evaluated now and then."
     best: dict[str, Any] | None = None       # epoch and interim return of the best agent so far
     best_agent: dict[str, Tensor] = {}       # its state, on the CPU
+
+    def evaluate(self, episodes: int | None = None, seeds: int = 10_000) -> Evaluation:
+        "Play evaluation episodes with the current agent. Training's random streams are not touched."
+        e, factory = self.config.evaluation, self.make_env
+        make = lambda: Listening(env_maker(self.config, False, factory)())
+        with undisturbed(), self.learner.arithmetic(self.agent):
+            return from_first(lambda: evaluate(self.agent, [make] * e.num_envs, episodes or e.episodes,
+                                               e.temperature, seed=self.config.seed + seeds))
+
+    def compare(self) -> dict[str, float]:
+        "The interim evaluation: other seeds than the final one, Eq. (18.6). The best agent is kept; of equals, the newer."
+        score = self.evaluate(self.config.evaluation.interim, seeds=20_000).mean
+        if self.best is None or score >= self.best["return"]:                       # Eq. (18.6)
+            self.best = {"epoch": self.epoch, "return": score}
+            self.best_agent = {name: x.detach().cpu().clone() for name, x in self.agent.state_dict().items()}
+        return {"return": score}
+
+    def evaluate_best(self) -> Evaluation:
+        "The final evaluation once more, with the agent that was best on the way."
+        now = {name: x.clone() for name, x in self.agent.state_dict().items()}
+        self.agent.load_state_dict(self.best_agent)
+        try:
+            return self.evaluate()
+        finally:
+            self.agent.load_state_dict(now)
+
+# %% ../nbs/20_trainer.ipynb #c034
+class Epochs(Compared):
+    "One epoch after the other."
     consistent: bool = False                 # after an error: whether the moment can be saved
 
     def plan(self) -> dict[str, Callable]:
@@ -641,31 +674,6 @@ class Epochs(Stages):
         record = {"epoch": self.epoch, **now.record, "env_steps": self.env_steps, **now.clock}
         self.epoch, self.cursor = self.epoch + 1, Cursor()
         return record
-
-    def evaluate(self, episodes: int | None = None, seeds: int = 10_000) -> Evaluation:
-        "Play evaluation episodes with the current agent. Training's random streams are not touched."
-        e, factory = self.config.evaluation, self.make_env
-        make = lambda: Listening(env_maker(self.config, False, factory)())
-        with undisturbed(), self.learner.arithmetic(self.agent):
-            return from_first(lambda: evaluate(self.agent, [make] * e.num_envs, episodes or e.episodes,
-                                               e.temperature, seed=self.config.seed + seeds))
-
-    def compare(self) -> dict[str, float]:
-        "The interim evaluation: other seeds than the final one, Eq. (18.6). The best agent is kept; of equals, the newer."
-        score = self.evaluate(self.config.evaluation.interim, seeds=20_000).mean
-        if self.best is None or score >= self.best["return"]:                       # Eq. (18.6)
-            self.best = {"epoch": self.epoch, "return": score}
-            self.best_agent = {name: x.detach().cpu().clone() for name, x in self.agent.state_dict().items()}
-        return {"return": score}
-
-    def evaluate_best(self) -> Evaluation:
-        "The final evaluation once more, with the agent that was best on the way."
-        now = {name: x.clone() for name, x in self.agent.state_dict().items()}
-        self.agent.load_state_dict(self.best_agent)
-        try:
-            return self.evaluate()
-        finally:
-            self.agent.load_state_dict(now)
 
 # %% ../nbs/20_trainer.ipynb #c045
 class Repeated(Epochs):
@@ -727,7 +735,7 @@ class Repeated(Epochs):
         return all(torch.equal(stored[name][at].cpu(), torch.from_numpy(x[len(x) - n:]).to(stored[name].dtype))
                    for name, x in again.items())
 
-# %% ../nbs/20_trainer.ipynb #c047
+# %% ../nbs/20_trainer.ipynb #c047a
 GENERATOR_BYTES = {16: "cuda", 5056: "cpu"}      # saves of older releases do not name their device
 
 def from_older_release(episodes: dict[str, Tensor]) -> bool:
@@ -739,8 +747,34 @@ class OtherSchedule(Exception):
     "A checkpoint has gone on after another last collection than this run's; `args[0]` is how many environment steps it has."
 
 
-class Checkpoints(Repeated):
-    "Save and load the state of a run."
+class Streams(Repeated):
+    "A run whose random numbers go on, and whose best agent comes back."
+
+    def set_random(self, saved: dict[str, Tensor], meta: dict) -> str:
+        "Go on with the saved random numbers, or with fresh ones from the run's seed and epoch if another kind of device made them: that kind."
+        streams = dict(saved)
+        state = streams.pop("generator").cpu()
+        kind = meta.get("device") or GENERATOR_BYTES.get(state.numel(), self.device.type)
+        if kind not in ("cpu", "cuda", "mps"):
+            raise DamagedError(f"it was saved on the device {kind!r}, which there is not")
+        if kind == self.device.type:
+            self.generator.set_state(state)
+            set_rng_state(streams)
+        else:
+            self.seed_all((self.config.seed * 1_000_003 + self.epoch * 1_009 + 1) % 2**31)
+        return kind
+
+    def check_best(self, best: dict, tensors: dict[str, Tensor], epoch: int) -> None:
+        "Raise a `UserError` unless this is an agent like ours that was evaluated before now."
+        check_tensors(self.agent, tensors, "best agent")
+        if best.keys() != {"epoch", "return"} or type(best["epoch"]) is not int or not 0 <= best["epoch"] <= epoch:
+            raise DamagedError("the best agent was kept at an epoch that makes no sense")
+        if not isinstance(best["return"], float):
+            raise DamagedError("the best agent has a return that makes no sense")
+
+# %% ../nbs/20_trainer.ipynb #c047b
+class Snapshots(Streams):
+    "Save the state of a run."
     saved: Path | None = None                # the checkpoint this state came from or went to
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict]:
@@ -768,6 +802,10 @@ class Checkpoints(Repeated):
             self.check_finite(self.cursor.stage, self.cursor.values)
         self.saved = from_first(lambda: save_checkpoint(folder, *self.snapshot(), keep=self.saved))
 
+# %% ../nbs/20_trainer.ipynb #c047
+class Checkpoints(Snapshots):
+    "Take up a saved run."
+
     def load(self, folder: Path) -> None:
         "Take up the last checkpoint in `folder` that is whole and fits this run."
         self.saved = load_checkpoint(folder, use=self.restore).path
@@ -786,7 +824,7 @@ class Checkpoints(Repeated):
             warnings.warn("saved by an older release: new episodes begin", CheckpointWarning, stacklevel=2)
             self.begin_episodes()
         if self.set_random(found.tensors["random"], found.meta) != self.device.type:    # last: playing may have drawn
-            warnings.warn(f"this run was saved on another kind of device and goes on on {self.device.type}: same weights, "
+            warnings.warn(f"this run was saved on another kind of device and goes on here, on {self.device.type}: same weights, "
                           "buffer and episodes, new random numbers", CheckpointWarning, stacklevel=2)
         share_random(self.generator)
 
@@ -815,28 +853,6 @@ class Checkpoints(Repeated):
         if not from_older_release(tensors["episodes"]):
             self.read_episodes(tensors["episodes"])
         self.set_random(tensors["random"], meta)
-
-    def check_best(self, best: dict, tensors: dict[str, Tensor], epoch: int) -> None:
-        "Raise a `UserError` unless this is an agent like ours that was evaluated before now."
-        check_tensors(self.agent, tensors, "best agent")
-        if best.keys() != {"epoch", "return"} or type(best["epoch"]) is not int or not 0 <= best["epoch"] <= epoch:
-            raise DamagedError("the best agent was kept at an epoch that makes no sense")
-        if not isinstance(best["return"], float):
-            raise DamagedError("the best agent has a return that makes no sense")
-
-    def set_random(self, saved: dict[str, Tensor], meta: dict) -> str:
-        "Go on with the saved random numbers, or with fresh ones from the run's seed and epoch if another kind of device made them: that kind."
-        streams = dict(saved)
-        state = streams.pop("generator").cpu()
-        kind = meta.get("device") or GENERATOR_BYTES.get(state.numel(), self.device.type)
-        if kind not in ("cpu", "cuda", "mps"):
-            raise DamagedError(f"it was saved on the device {kind!r}, which there is not")
-        if kind == self.device.type:
-            self.generator.set_state(state)
-            set_rng_state(streams)
-        else:
-            self.seed_all((self.config.seed * 1_000_003 + self.epoch * 1_009 + 1) % 2**31)
-        return kind
 
 # %% ../nbs/20_trainer.ipynb #c049
 CURVES = {"return": ("env/return", "evaluation/return", "c/imagined_return"), "tokenizer V": ("v/pixel", "v/commitment", "v/perceptual"),
@@ -867,8 +883,42 @@ def find_tracker(name: str) -> Any:             # none, wandb or trackio
     except ImportError:
         raise UserError(f"--log {name} needs a package that is not installed: pip install {name}, or leave the option out") from None
 
+# %% ../nbs/20_trainer.ipynb #c052a
+class Logged(Checkpoints):
+    "A run that writes down its numbers, epoch by epoch."
+    folder: RunFolder
+    tracker: Any = None
+
+    def snapshot(self) -> tuple[dict, dict]:
+        "The metrics belong to it too: after a power cut the file may end anywhere."
+        tensors, meta = super().snapshot()
+        lines = self.folder.metrics.read_bytes() if self.folder.metrics.exists() else b""
+        return tensors | {"metrics": {"jsonl": torch.frombuffer(bytearray(lines), dtype=torch.uint8) if lines else torch.zeros(0, dtype=torch.uint8)}}, meta
+
+    def fit(self, tensors: dict, meta: dict) -> None:
+        "Lines after the checkpoint are of epochs that will be run again."
+        super().fit(tensors, meta)
+        lines = tensors["metrics"]["jsonl"].numpy(force=True).tobytes().decode()
+        [json.loads(line) for line in lines.splitlines()]       # whole lines of JSON, or the checkpoint is damaged
+        self.restore_metrics(lines)
+
+    def restore_metrics(self, lines: str) -> None:
+        "Make the file hold these lines; a file that already does is not touched."
+        if rank() == 0 and (self.folder.metrics.read_bytes() if self.folder.metrics.exists() else b"") != lines.encode():
+            write_atomic(self.folder.metrics, lines)
+
+    def log(self, record: dict[str, Any], writer: SummaryWriter) -> None:
+        "One epoch's metrics to metrics.jsonl, TensorBoard and the tracker, if there is one. A number that is not finite is left out: JSON has none."
+        record = {k: v for k, v in record.items() if math.isfinite(v)}
+        with open(self.folder.metrics, "a", encoding="utf8") as f:
+            f.write(json.dumps(record, allow_nan=False) + "\n")
+        for key, value in record.items():
+            writer.add_scalar(key, value, self.env_steps)
+        if self.tracker is not None:
+            self.tracker.log(record, step=self.env_steps)
+
 # %% ../nbs/20_trainer.ipynb #c052
-class Run(Checkpoints):
+class Run(Logged):
     "The state of a run together with its folder, new or taken up again."
 
     def __init__(
@@ -923,35 +973,7 @@ class Run(Checkpoints):
             raise UserError(f"{self.folder.path} has {e.args[0]:,} environment steps behind it: "
                             f"give it at least as many, --steps {e.args[0]}") from None
 
-    def snapshot(self) -> tuple[dict, dict]:
-        "The metrics belong to it too: after a power cut the file may end anywhere."
-        tensors, meta = super().snapshot()
-        lines = self.folder.metrics.read_bytes() if self.folder.metrics.exists() else b""
-        return tensors | {"metrics": {"jsonl": torch.frombuffer(bytearray(lines), dtype=torch.uint8) if lines else torch.zeros(0, dtype=torch.uint8)}}, meta
-
-    def fit(self, tensors: dict, meta: dict) -> None:
-        "Lines after the checkpoint are of epochs that will be run again."
-        super().fit(tensors, meta)
-        lines = tensors["metrics"]["jsonl"].numpy(force=True).tobytes().decode()
-        [json.loads(line) for line in lines.splitlines()]       # whole lines of JSON, or the checkpoint is damaged
-        self.restore_metrics(lines)
-
-    def restore_metrics(self, lines: str) -> None:
-        "Make the file hold these lines; a file that already does is not touched."
-        if rank() == 0 and (self.folder.metrics.read_bytes() if self.folder.metrics.exists() else b"") != lines.encode():
-            write_atomic(self.folder.metrics, lines)
-
-    def log(self, record: dict[str, Any], writer: SummaryWriter) -> None:
-        "One epoch's metrics to metrics.jsonl, TensorBoard and the tracker, if there is one. A number that is not finite is left out: JSON has none."
-        record = {k: v for k, v in record.items() if math.isfinite(v)}
-        with open(self.folder.metrics, "a", encoding="utf8") as f:
-            f.write(json.dumps(record, allow_nan=False) + "\n")
-        for key, value in record.items():
-            writer.add_scalar(key, value, self.env_steps)
-        if self.tracker is not None:
-            self.tracker.log(record, step=self.env_steps)
-
-# %% ../nbs/20_trainer.ipynb #c053
+# %% ../nbs/20_trainer.ipynb #c053a
 class Callback:
     "Somebody's own code in a run; override what is needed. Random numbers drawn here don't change the run."
 
@@ -962,10 +984,46 @@ class Callback:
         "After the final evaluation, `trainer.result`, when all files but the manifest are written."
 
 
-class Trainer(Run):
-    "A run from beginning to end: collect, learn V, M and C, epoch after epoch, everything in one folder."
+class Finished(Run):
+    "What happens after the last epoch, and whom it is told."
     result: Evaluation | None = None         # the final evaluation, once there is one
     best_result: Evaluation | None = None    # the same of the agent that was best in the interim evaluations
+
+    def finish(self) -> "Trainer":
+        "Evaluate, and leave curves, dreams and the manifest in the folder; the manifest comes last and says that the run is finished."
+        self.result = self.evaluate()
+        if self.best is not None:
+            last = self.best["epoch"] == self.epoch - 1
+            self.best_result = self.result if last else self.evaluate_best()
+        from_first(self.leave_files)
+        self.tell("on_end")
+        from_first(self.leave_manifest)
+        return self
+
+    def leave_files(self) -> None:
+        "What a finished run has in its folder."
+        self.folder.write(self.folder.evaluation, self.result.to_json())
+        if self.best_result is not None:
+            kept = {"epoch": self.best["epoch"], "interim_return": self.best["return"]}
+            self.folder.write(self.folder.best, self.best_result.to_json() | kept)
+        self.folder.media.mkdir(exist_ok=True)
+        plot_history(self.folder.history()).savefig(self.folder.media / "curves.png", dpi=120)
+        dream_media(self.agent, self.replay, self.folder.media)
+
+    def leave_manifest(self) -> None:
+        "The last file of a finished run."
+        facts = circumstances(self.config, self.device, self.command)
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        self.folder.write(self.folder.manifest, facts | dict(wall_seconds=round(self.seconds, 1), env_steps=self.env_steps, epochs=self.epoch, peak_bytes=peak))
+
+    def tell(self, what: str, *facts) -> None:
+        "Call everybody's own code, in the first process."
+        with undisturbed():
+            from_first(lambda: [getattr(c, what)(self, *facts) for c in self.callbacks] and None)
+
+# %% ../nbs/20_trainer.ipynb #c053
+class Trainer(Finished):
+    "A run from beginning to end: collect, learn V, M and C, epoch after epoch, everything in one folder."
 
     def train(self) -> "Trainer":
         "Run the remaining epochs, then `finish`. A finished run is left as it is; after a first SIGINT or SIGTERM the moment is saved and `Stopped` raised."
@@ -1014,36 +1072,5 @@ class Trainer(Run):
             self.tell("on_epoch", record)
             self.consistent = False
 
-    def tell(self, what: str, *facts) -> None:
-        "Call everybody's own code, in the first process."
-        with undisturbed():
-            from_first(lambda: [getattr(c, what)(self, *facts) for c in self.callbacks] and None)
-
-    def finish(self) -> "Trainer":
-        "Evaluate, and leave curves, dreams and the manifest in the folder; the manifest comes last and says that the run is finished."
-        self.result = self.evaluate()
-        if self.best is not None:
-            last = self.best["epoch"] == self.epoch - 1
-            self.best_result = self.result if last else self.evaluate_best()
-        from_first(self.leave_files)
-        self.tell("on_end")
-        from_first(self.leave_manifest)
-        return self
-
-    def leave_files(self) -> None:
-        "What a finished run has in its folder."
-        self.folder.write(self.folder.evaluation, self.result.to_json())
-        if self.best_result is not None:
-            kept = {"epoch": self.best["epoch"], "interim_return": self.best["return"]}
-            self.folder.write(self.folder.best, self.best_result.to_json() | kept)
-        self.folder.media.mkdir(exist_ok=True)
-        plot_history(self.folder.history()).savefig(self.folder.media / "curves.png", dpi=120)
-        dream_media(self.agent, self.replay, self.folder.media)
-
-    def leave_manifest(self) -> None:
-        "The last file of a finished run."
-        facts = circumstances(self.config, self.device, self.command)
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        self.folder.write(self.folder.manifest, facts | dict(wall_seconds=round(self.seconds, 1), env_steps=self.env_steps, epochs=self.epoch, peak_bytes=peak))
 
 BAR = {"return": "env/return", "V": "v/loss", "M": "m/loss", "C": "c/critic"}      # what the progress bar shows

@@ -354,7 +354,7 @@ def forged():
         ("episodes", "actions0", lambda t: torch.full((3, *t.shape[1:]), 7)), ("episodes", "actions1", lambda t: torch.full((3, *t.shape[1:]), -1)),
         ("episodes", "actions0", cast(torch.int32)), ("episodes", "actions0", lambda t: t[..., 0]), ("episodes", "games", full(-1)), ("episodes", "games", longer),
         ("episodes", "games", cast(torch.float32)), ("episodes", "policy0", wide),
-        ("episodes", "policy1", cast(torch.float64)), ("metrics", "jsonl", full(200)), ("metrics", "jsonl", lambda t: t[:-20]), ("metrics", "jsonl", lambda t: torch.zeros(3)),
+        ("episodes", "policy1", cast(torch.float64)), ("best", "controller.actor.bias", wide), ("best", "controller.actor.bias", cast(torch.float64)), ("metrics", "jsonl", full(200)), ("metrics", "jsonl", lambda t: t[:-20]), ("metrics", "jsonl", lambda t: torch.zeros(3)),
         ("optimizer_m", "0.exp_avg", wide), ("optimizer_m", "0.exp_avg", lambda t: t.flatten()[:1]), ("optimizer_c", "0.exp_avg_sq", lambda t: t.sum()),
     ]
     for group, name, change in tensors:
@@ -366,7 +366,8 @@ def forged():
         for value in (None, "7", [], {"x": 1}): yield lambda save, k=key, v=value: meta_of(save, k, value=v)
     group = ("optimizers", "m", "param_groups")
     for path, value in [(("cursor", "stage"), "../env"), (("cursor", "stage"), 3), (("cursor", "values"), [{"loss": "x"}]), (("cursor", "values"), [1]), (("cursor", "values"), {"a": 1}),
-                        (("cursor", "values"), [{"a": 1.0}, {"b": 1.0}]), (("cursor", "record"), {"a": []}), (("cursor", "clock"), None), (("config", "seed"), 4), (("config", "epochs"), "many"),
+                        (("cursor", "values"), [{"a": 1.0}, {"b": 1.0}]), (("cursor", "record"), {"a": []}), (("best",), 3), (("best",), {"epoch": 0}),
+                        (("best", "epoch"), 10**6), (("best", "epoch"), "1"), (("best", "return"), "much"), (("device",), "toaster"), (("cursor", "clock"), None), (("config", "seed"), 4), (("config", "epochs"), "many"),
                         (("config", "unknown"), 1), (("config", "train_m"), {"lr": 5.0}), (group, []), (group, "x"), ((*group, 0, "lr"), "fast"), ((*group, 0, "betas"), 0.9),
                         ((*group, 0, "params"), [0]), ((*group, 0, "strange"), 1), (("optimizers", "m", "values"), {"0.step": "x"}), (("optimizers", "m", "values"), {"zero": 1}),
                         (("optimizers", "m", "values"), {"10000.step": 1.0}), (("optimizers", "c"), None)]:

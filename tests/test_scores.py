@@ -306,7 +306,7 @@ def test_chance_below():
 
 # ---------------------------------------------------------------- tools/record_runs.py
 
-TINY = {"epochs": 2, "threads": 1, "device": "cpu", "learn_on": 0, "collect.steps": 40, "train_v.start": 0, "train_v.steps": 1, "train_v.batch": 4, "train_m.start": 0, "train_m.steps": 1, "train_m.batch": 2,
+TINY = {"epochs": 2, "threads": 1, "device": "cpu", "collect.steps": 40, "train_v.start": 0, "train_v.steps": 1, "train_v.batch": 4, "train_m.start": 0, "train_m.steps": 1, "train_m.batch": 2,
         "train_c.start": 1, "train_c.steps": 1, "train_c.batch": 2, "evaluation.every": 0, "evaluation.episodes": 3, "evaluation.num_envs": 3}
 
 

@@ -97,15 +97,15 @@ def test_only_the_open_game_is_played_again(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- another device
 
-def on_another_device(folder, kind="cuda", said=True):
+def on_another_device(folder, kind="cuda", said=True, config=None, generator=None):
     "Make the newest save look as if it had been written on another kind of device."
     save = max((folder / "checkpoint").glob("save-*"))
     tensors = load_file(save / "random.safetensors")
-    tensors["generator"] = torch.zeros({"cuda": 16, "mps": 44, "cpu": 5056}[kind], dtype=torch.uint8)
+    tensors["generator"] = torch.zeros({"cuda": 16, "mps": 44}[kind], dtype=torch.uint8) if generator is None else generator
     save_file(tensors, save / "random.safetensors")
     meta = json.loads((save / "meta.json").read_text())
     assert meta["device"] == "cpu"
-    meta.update({"device": kind} if said else {})
+    meta.update({"device": kind} if said else {}, **({"config": config} if config else {}))
     if not said:
         del meta["device"]
     for group in meta["optimizers"].values():
@@ -135,6 +135,32 @@ def test_a_run_goes_on_on_another_kind_of_device(tmp_path, kind, said):
         assert {"random/torch", "random/generator"} <= changed and all(x.startswith("random/") for x in changed) and plain == others
         ends.append(again.train())
     assert_equal(*ends)
+
+
+def test_a_save_of_an_older_release_can_be_taken_up(tmp_path):
+    "Its settings have `collect.epochs`, its episodes one list of actions, and no device is named: all is taken up but the open episodes."
+    first = Trainer(toy(epochs=4, learn_on=1, save_every=2), tmp_path / "run", progress=False)
+    for _ in range(2):
+        first.log(first.run_epoch(), DeafWriter())
+    first.save(first.folder.checkpoint)
+    before, plain, metrics = state(first)
+    config = json.loads(first.folder.config.read_text())
+    config["collect"]["epochs"] = config["epochs"] - config.pop("learn_on")
+    first.folder.config.write_text(json.dumps(config))
+    save = max(first.folder.checkpoint.glob("save-*"))
+    episodes = load_file(save / "episodes.safetensors")
+    episodes = {k: x for k, x in episodes.items() if k.startswith("policy")} | {"actions": torch.zeros(0, 2, 1, dtype=torch.int64)}
+    save_file(episodes, save / "episodes.safetensors")
+    on_another_device(first.folder.path, "cpu", said=False, config=config, generator=first.generator.get_state())
+    with pytest.warns(CheckpointWarning, match="older release: new episodes") as caught:
+        again = Trainer(None, tmp_path / "run", resume=True, progress=False)
+    assert len(caught) == 1 and again.epoch == 2 and again.config == first.config
+    after, *_, others = state(again)
+    assert metrics == others
+    changed = {name for name in before if name not in after or not torch.equal(before[name], after[name])}
+    assert {name.split("/")[0] for name in changed} <= {"episodes", "replay"} and "replay/reward" not in changed
+    again.train()
+    assert again.env_steps == 3 * 34 and again.epoch == 4
 
 
 def test_a_run_on_the_same_device_says_nothing(tmp_path, recwarn):

@@ -51,13 +51,13 @@ def test_slots():
 
 def test_jobs(tmp_path):
     assert env_id("Pong") == "ALE/Pong-v5" and env_id("CartPole-v1") == "CartPole-v1"
-    jobs = make_jobs(["Pong", "simulus/Catch-v0", "ALE/Pong-v5"], (0, 2, 2), tmp_path, ["--epochs", "60"], read)
+    jobs = make_jobs(["Pong", "simulus/Catch-v0", "ALE/Pong-v5"], (0, 2, 2), tmp_path, ["--learn-on", "0", "--epochs", "60"], read)
     assert [j.name for j in jobs] == ["ALE/Pong-v5 seed 0", "ALE/Pong-v5 seed 2", "simulus/Catch-v0 seed 0", "simulus/Catch-v0 seed 2"]
     assert [j.folder.name for j in jobs[1:3]] == ["ALE-Pong-v5-seed2", "simulus-Catch-v0-seed0"] and all(j.config.epochs == 60 for j in jobs)
     for job in jobs:                                            # what the table says is what is run
         command = parse(job.words)
         assert command.config == job.config and command.out == job.folder and command.resume
-    assert jobs[0].config == preset("atari100k").change({"env": "ALE/Pong-v5", "epochs": 60})
+    assert jobs[0].config == preset("atari100k").change({"env": "ALE/Pong-v5", "epochs": 60, "learn_on": 0})
     assert [j.words[-2:] for j in jobs] == [("--epochs", "60")] * 4 and jobs[0].work() > jobs[2].work() > 0 == jobs[0].done()
     with pytest.raises(UserError, match="leave out --seed"):
         make_jobs(["Pong"], (0,), tmp_path, ["--seed=3"], read)
