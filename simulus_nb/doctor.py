@@ -422,7 +422,7 @@ def toy_losses(
     move = lambda batch: {name: on(x) for name, x in batch.items()}
     frames, segment, dream = map(move, (frames, segment, dream))
     C, c = learner.agent.controller, learner.config.train_c
-    with learner.arithmetic():
+    with learner.arithmetic(C):
         loss, _ = learner.losses["c"](Dream(**dream), learner.scale, c.loss, True)
     update(C, learner.optimizers["c"], loss, c.clip)
     losses = {"C": loss, "M": learner.m_step(Segment(**segment))["loss"]}

@@ -81,9 +81,10 @@ def decay_tables(
     age = torch.arange(max(n, L), device=decay.device)
     inside = (decay_mask(n, decay), decay_powers(decay, age[:n] + 1)[..., None],    # Eq. (8.7)
               decay_powers(decay, age[:L].flip(0))[..., None])                  # Eq. (8.8)
-    between = decay_mask(T + 1, decay.double() ** L).to(device)                 # Eq. (8.10)
+    between = decay_mask(T + 1, decay.double() ** L)                            # Eq. (8.10)
     return DecayTables(*(x[:, None].to(device=device, dtype=dtype) for x in inside),
-                       between.to(wide), between.to(dtype))
+                       between.to(device=device, dtype=wide),
+                       between.to(device=device, dtype=dtype))
 
 # %% ../nbs/08_retention.ipynb #c026
 def block_writes(

@@ -136,7 +136,7 @@ def code_use(
     vocab: int,         # N
 ) -> tuple[Tensor, Tensor]:   # share of the entries in use, perplexity in [1, N]
     "How much of the codebook a set of tokens uses: Eq. (6.14)."
-    p = F.one_hot(z.flatten(), vocab).double().mean(0).float()
+    p = F.one_hot(z.flatten(), vocab).sum(0).float() / z.numel()
     return (p > 0).float().mean(), torch.exp(-torch.xlogy(p, p).sum())         # Eq. (6.14)
 
 # %% ../nbs/06_vqvae.ipynb #c031

@@ -167,7 +167,7 @@ def test_stored_rates(tmp_path):
     path.write_text(json.dumps({"seconds": each, "config": config.to_json()}))
     n = doctor.run_counts(config)
     assert stored_seconds(path, config, "float32") == n["play"] + 2 * n["V"]
-    longer = config.change({"epochs": 2 * config.epochs, "collect.epochs": 2 * config.collect.epochs, "seed": 5})
+    longer = config.change({"epochs": 2 * config.epochs, "seed": 5})
     assert stored_seconds(path, longer, "float32") > stored_seconds(path, config, "float32")        # other counts, the same sizes
     path.write_text(json.dumps({"variants": {"float32": {"seconds": each, "config": config.change({"precision": "float32"}).to_json()},
                                              "bfloat16": {"failed": "no"}}}))
