@@ -55,7 +55,7 @@ class Components(nn.Module):
 # %% ../nbs/15_agent.ipynb #c013
 def choose(
     logits: Tensor,                               # (n, K_a, N_a) actor logits
-    sizes: Tensor,                                # (K_a,) int64 actions that each dimension has, on the device of `logits`
+    sizes: Tensor,                                # (K_a,) int64 actions of each dimension
     temperature: float = 1.0,                     # T: 1 draws from π, less is greedier, 0 takes the likeliest action
     epsilon: float = 0.0,                         # ε: chance of a uniformly random action
     generator: torch.Generator | None = None,     # on the device of `logits`
@@ -89,7 +89,7 @@ class Policy:
             raise UserError(f"a policy needs temperature >= 0 and 0 <= epsilon <= 1, not {temperature} and {epsilon}")
         self.agent, self.temperature, self.epsilon, self.generator = agent, temperature, epsilon, generator
         self.state = actor_state(agent.controller.initial_state(num_envs))      # nobody asks for values here
-        self.sizes = torch.tensor(agent.action_spec.nvec, device=agent.device)  # made once: at every step it would be a copy to the device
+        self.sizes = torch.tensor(agent.action_spec.nvec, device=agent.device)  # one copy, not one a step
 
     @torch.no_grad()
     def __call__(self, obs: dict[str, np.ndarray], reset: np.ndarray) -> np.ndarray:
