@@ -1,5 +1,6 @@
-"""The library on a CUDA that computes nothing (tests/fake_cuda): what a GPU would refuse, where the host would wait for it, and what an update costs there.
-And on every machine: the rules of cuDNN that a CPU does not enforce."""
+"""The library on a CUDA that computes nothing (tests/fake_cuda): what a GPU would refuse, where the
+host would wait for it, and what an update costs there. And on every machine: the rules of cuDNN
+that a CPU does not enforce."""
 import json
 import os
 import subprocess
@@ -19,10 +20,12 @@ CANNOT = 77                             # exit code of build.py
 
 
 def script(name: str, *arguments: str, **environment: str) -> str:
-    "What a script of tests/fake_cuda prints. It has a process of its own, since its library must be loaded before PyTorch."
+    """What a script of tests/fake_cuda prints. It has a process of its own, since its library
+    must be loaded before PyTorch."""
     here = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parents[1]), "MPLBACKEND": "agg"}
     command = [sys.executable, str(FOLDER / name), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | here | environment)
+    env = os.environ | here | environment
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode == CANNOT:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stderr[-4000:]
@@ -44,28 +47,34 @@ def run(library: str, name: str, *arguments: str) -> dict:
 
 @pytest.mark.parametrize("world", ["catch", "catch --graphs", "cartpole", "parcels"])
 def test_a_whole_run(library, world):
-    "Play, updates, a stop, a resumed run, evaluation, media, the saved agent, dreams: nothing that CUDA refuses, and no waiting in a warm update."
+    """Play, updates, a stop, a resumed run, evaluation, media, the saved agent, dreams: nothing
+    that CUDA refuses, and no waiting in a warm update."""
     found = run(library, "worlds.py", *world.split())
     assert not found["broken"], "\n".join(found["broken"])
     assert not found["doubles"], "float64, which Apple's GPUs do not have: " + ", ".join(found["doubles"])
     if "graphs" in world:
-        assert found["recordings"] >= 4                                     # V, M, C, and C's critic alone
+        # V, M, C, and C's critic alone
+        assert found["recordings"] >= 4
 
 
 def test_offences_are_found(library):
-    "The rules of the two tests above and below can be broken: calls that a GPU would not take, or would have to wait for, each noted with its place."
+    """The rules of the two tests above and below can be broken: calls that a GPU would not take,
+    or would have to wait for, each noted with its place."""
     found = run(library, "offences.py")
     assert found.pop("allowed")[1] == []
     for name, (wanted, notes) in found.items():
-        assert len(notes) >= 1 and all(part in " | ".join(notes) for part in wanted), f"{name}: wanted {wanted}, noted {notes}"
+        said = " | ".join(notes)
+        assert said and all(part in said for part in wanted), f"{name}: {wanted}, noted {notes}"
 
 
 def test_an_update_costs_no_more_than_before(library):
-    "Operations, traffic, peak memory and products of one update at Atari's sizes: they may fall, never rise; counts.json holds the last ones."
+    """Operations, traffic, peak memory and products of one update at Atari's sizes: they may
+    fall, never rise; counts.json holds the last ones."""
     stored = json.loads((FOLDER / "counts.json").read_text())
     version = lambda text: text.split(".")[:2]
     if version(stored["torch"]) != version(torch.__version__):
-        pytest.skip(f"counts.json was made with PyTorch {stored['torch']}, and this is {torch.__version__}: other versions take operations apart differently")
+        made = f"counts.json was made with PyTorch {stored['torch']}"
+        pytest.skip(f"{made}; {torch.__version__} may take operations apart differently")
     found = run(library, "count.py", "--json")
     assert not found["broken"], "\n".join(found["broken"])
     assert not found["changed"], "\n".join(found["changed"])
@@ -95,14 +104,20 @@ def lstm_offences(monkeypatch) -> list[str]:
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_what_cudnn_asks_of_an_lstm(monkeypatch, shared, precision):
-    "Gradients only in training mode, one type, contiguous states; on a CPU nobody else would notice."
+    """Gradients only in training mode, one type, contiguous states; on a CPU nobody else would
+    notice."""
     noted = lstm_offences(monkeypatch)
-    part = {f"train_{p}.{key}": value for p in "vmc" for key, value in (("steps", 1), ("start", 0), ("batch", 4))}
+    sizes = {"steps": 1, "start": 0, "batch": 4}
+    part = {f"train_{p}.{key}": value for p in "vmc" for key, value in sizes.items()}
     toy = Epochs(preset("small").change({
-        **part, "epochs": 2, "threads": 1, "device": "cpu", "precision": precision, "collect.steps": 30, "collect.capacity": 100, "controller.shared": shared,
-        "controller.width": 16, "world_model.retnet.width": 16, "world_model.retnet.layers": 1, "train_c.critic_first": 1, "train_c.horizon": 3,
-        "train_c.burn_in": 2, "evaluation.every": 1, "evaluation.interim": 1, "evaluation.num_envs": 1}))
-    for _ in range(2):                                                      # the critic alone, then both
+        **part, "epochs": 2, "threads": 1, "device": "cpu", "precision": precision,
+        "collect.steps": 30, "collect.capacity": 100, "controller.shared": shared,
+        "controller.width": 16, "world_model.retnet.width": 16, "world_model.retnet.layers": 1,
+        "train_c.critic_first": 1, "train_c.horizon": 3, "train_c.burn_in": 2,
+        "evaluation.every": 1, "evaluation.interim": 1, "evaluation.num_envs": 1}))
+    # the critic alone, then both
+    for _ in range(2):
         toy.run_epoch()
     assert not noted, set(noted)
-    assert not toy.agent.training and not any(m.training for m in toy.agent.modules())      # afterwards as before
+    # afterwards as before
+    assert not toy.agent.training and not any(m.training for m in toy.agent.modules())

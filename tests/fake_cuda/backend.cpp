@@ -1,5 +1,5 @@
-// The parts of a CUDA device that PyTorch asks of C++ before any kernel runs: device and stream guard, hooks, random generator.
-// None of them does anything. `override` is left out where versions of PyTorch differ.
+// The parts of a CUDA device that PyTorch asks of C++ before any kernel runs: device and stream
+// guard, hooks, random generator. None does anything. Versions of PyTorch differ: no `override`.
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Generator.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -33,7 +33,8 @@ struct Generator final : c10::GeneratorImpl {
   uint64_t current_seed() const { return state[0]; }
   uint64_t seed() { return set_current_seed(1), 1; }
   void set_state(const c10::TensorImpl& saved) {
-    TORCH_CHECK(saved.device().is_cpu() && saved.dtype() == caffe2::TypeMeta::Make<uint8_t>(), "RNG state must be a torch.ByteTensor");
+    const bool bytes = saved.dtype() == caffe2::TypeMeta::Make<uint8_t>();
+    TORCH_CHECK(saved.device().is_cpu() && bytes, "RNG state must be a torch.ByteTensor");
     TORCH_CHECK(saved.numel() == sizeof(state), "RNG state is wrong size");
     std::memcpy(state, saved.data(), sizeof(state));
   }
@@ -58,7 +59,9 @@ struct Hooks final : at::CUDAHooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const { return true; }
   c10::DeviceIndex deviceCount() const { return 1; }
   c10::DeviceIndex getCurrentDevice() const { return 0; }
-  at::Generator getNewGenerator(c10::DeviceIndex) const { return at::Generator(c10::make_intrusive<Generator>()); }
+  at::Generator getNewGenerator(c10::DeviceIndex) const {
+    return at::Generator(c10::make_intrusive<Generator>());
+  }
   const at::Generator& getDefaultGenerator(c10::DeviceIndex) const {
     static at::Generator generator(c10::make_intrusive<Generator>());
     return generator;

@@ -1,12 +1,14 @@
-"""Compile backend.cpp: `python build.py FOLDER` prints the path of the library, or one line that says why there is none (exit code 77).
-This process imports PyTorch without it; the library must be loaded before PyTorch, so another process uses it (fake.py)."""
+"""Compile backend.cpp: `python build.py FOLDER` prints the path of the library, or one line that
+says why there is none (exit code 77). This process imports PyTorch without it; the library must be
+loaded before PyTorch, so another process uses it (fake.py)."""
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-CANNOT = 77         # exit code: there is no fake CUDA on this machine, for a reason that is no mistake
+# exit code: there is no fake CUDA on this machine, for a reason that is no mistake
+CANNOT = 77
 
 
 class CannotBuild(Exception):
@@ -20,21 +22,28 @@ def build(folder: Path) -> Path:
     if library.exists():
         return library
     if torch.version.cuda or torch.version.hip or torch.cuda.is_available():
-        raise CannotBuild("fake CUDA takes the place of a CUDA that is not there: it needs a CPU build of PyTorch")
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
+        raise CannotBuild("fake CUDA is for CPU builds of PyTorch without a GPU")
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
         raise CannotBuild("fake CUDA needs a C++ compiler, and there is none on this machine")
     root, partial = Path(torch.__file__).parent, folder / f"{os.getpid()}.partial.so"
-    command = [compiler, "-O0", "-fPIC", "-shared", "-w", "-std=c++20", str(Path(__file__).with_name("backend.cpp")), "-o", str(partial),
-               f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}", f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu",
-               f"-Wl,-rpath,{root / 'lib'}", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
+    source, abi = Path(__file__).with_name("backend.cpp"), int(torch._C._GLIBCXX_USE_CXX11_ABI)
+    command = [compiler, "-O0", "-fPIC", "-shared", "-w", "-std=c++20", str(source),
+               "-o", str(partial), f"-I{root / 'include'}",
+               f"-I{root / 'include/torch/csrc/api/include'}",
+               f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}",
+               f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        if torch.__version__.startswith("2.13."):                           # the version that backend.cpp was written for
+        # the version that backend.cpp was written for
+        if torch.__version__.startswith("2.13."):
             raise RuntimeError(done.stderr)
-        why = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
-        raise CannotBuild(f"fake CUDA does not compile against PyTorch {torch.__version__}: {why.strip()}")
-    os.replace(partial, library)                                            # several test processes may do this at once
+        lines = [line.strip() for line in done.stderr.splitlines() if "error" in line]
+        why = lines[0] if lines else "no reason given"
+        raise CannotBuild(f"fake CUDA does not compile against PyTorch {torch.__version__}: {why}")
+    # several test processes may do this at once
+    os.replace(partial, library)
     return library
 
 

@@ -1,12 +1,14 @@
-"""What one update of V, M and C costs at Atari's sizes on CUDA: operations, memory traffic, peak memory and products, counted on a CUDA that computes nothing.
+"""What one update of V, M and C costs at Atari's sizes on CUDA: operations, memory traffic, peak
+memory and products, counted on a CUDA that computes nothing.
 
     python tests/fake_cuda/count.py                         # beside the stored counts
-    python tests/fake_cuda/count.py --by place              # and by place in the library (--by op: by kind of operation)
+    python tests/fake_cuda/count.py --by place              # and by place in the library, or by op
     python tests/fake_cuda/count.py --parts c --precision bfloat16 --by both --top 40
     python tests/fake_cuda/count.py --store                 # write counts.json
 
-An operation is one call into PyTorch's kernels, views not counted. Its traffic is every tensor that it reads and every tensor that it writes, once each (of an
-expanded axis one entry; of an indexed table what comes out). Backward passes are listed under the line of their forward pass."""
+An operation is one call into PyTorch's kernels, views not counted. Its traffic is every tensor that
+it reads and every tensor that it writes, once each (of an expanded axis one entry; of an indexed
+table what comes out). Backward passes are listed under the line of their forward pass."""
 import argparse
 import gc
 import json
@@ -22,12 +24,17 @@ from simulus_nb.config import preset
 from simulus_nb.trainer import Stages
 
 FILE = Path(__file__).with_name("counts.json")
-UNITS = {"ops": "operations", "gbytes": "GB of traffic", "peak_gib": "GiB at the peak", "gflop": "GFLOP"}
+UNITS = {"ops": "operations", "gbytes": "GB of traffic", "peak_gib": "GiB at the peak",
+         "gflop": "GFLOP"}
 SLACK = 0.02                            # a fall of more than this share must be stored
+STORE = "python tests/fake_cuda/count.py --store"
 PRECISIONS = ("bfloat16", "float32")
-LITTLE = {"index", "embedding", "gather", "index_select", "take"}                               # read as much as they give
-INTO = {"index_put_", "index_put", "index_copy_", "scatter_", "scatter_add_", "index_add_"}     # write as much as they are given
-FILLS = {"fill_", "zero_", "exponential_", "random_", "uniform_", "normal_", "bernoulli_"}      # read nothing
+# read as much as they give
+LITTLE = {"index", "embedding", "gather", "index_select", "take"}
+# write as much as they are given
+INTO = {"index_put_", "index_put", "index_copy_", "scatter_", "scatter_add_", "index_add_"}
+# read nothing
+FILLS = {"fill_", "zero_", "exponential_", "random_", "uniform_", "normal_", "bernoulli_"}
 
 
 def size(x: torch.Tensor) -> int:
@@ -38,7 +45,7 @@ def size(x: torch.Tensor) -> int:
 def traffic(func, args, kwargs, out) -> int:
     "Bytes read and written by one operation."
     name, (at, names) = fake.short(func), fake.written(func)
-    changed = fake.tensors_in([args[i] for i in at if i < len(args)], [kwargs.get(n) for n in names])
+    changed = fake.tensors_in([args[i] for i in at if i < len(args)], list(map(kwargs.get, names)))
     made = [x for x in fake.tensors_in(out) if not any(x is y for y in changed)]
     read = fake.tensors_in(args, [v for k, v in kwargs.items() if k not in names])
     total = lambda xs: sum(map(size, xs))
@@ -57,8 +64,9 @@ def products(func, args, kwargs, out) -> float:
     "Floating-point operations of matrix products, convolutions and LSTMs."
     name = fake.short(func)
     if name.startswith("_cudnn_rnn"):
-        x, width = args[0], args[11 if name.endswith("backward") else 7]
-        return 8 * x.shape[0] * x.shape[1] * width * (x.shape[2] + width) * (2 if name.endswith("backward") else 1)
+        back = name.endswith("backward")
+        x, width = args[0], args[11 if back else 7]
+        return 8 * x.shape[0] * x.shape[1] * width * (x.shape[2] + width) * (2 if back else 1)
     rule = flop_registry.get(func._overloadpacket)
     return rule(*args, **kwargs, out_val=out) if rule else 0
 
@@ -81,17 +89,17 @@ class Count:
     def table(self, by: str, top: int) -> str:
         "The rows with the most traffic."
         rows = sorted(self.by[by].items(), key=lambda r: -r[1][1])
-        lines = [f"    {'ops':>6} {'GB':>8} {'GFLOP':>8}  {by}"]
-        lines += [f"    {n:6d} {b / 1e9:8.3f} {f / 1e9:8.1f}  {name}" for name, (n, b, f) in rows[:top]]
         if rest := [r for _, r in rows[top:]]:
-            lines.append(f"    {sum(r[0] for r in rest):6d} {sum(r[1] for r in rest) / 1e9:8.3f} {sum(r[2] for r in rest) / 1e9:8.1f}  ({len(rest)} more)")
-        return "\n".join(lines)
+            rows[top:] = [(f"({len(rest)} more)", [sum(column) for column in zip(*rest)])]
+        lines = [f"    {n:6d} {b / 1e9:8.3f} {f / 1e9:8.1f}  {name}" for name, (n, b, f) in rows]
+        return "\n".join([f"    {'ops':>6} {'GB':>8} {'GFLOP':>8}  {by}", *lines])
 
 
 def counted(device, name: str, work) -> tuple[Count, dict, object]:
     "Counts of one warm call, in which the host may not wait for the device."
     gc.collect()
-    gc.disable()                        # when Python looks for circles must not decide what is alive at the peak
+    # when Python looks for circles must not decide what is alive at the peak
+    gc.disable()
     count, device.peak = Count(), device.live
     device.watchers.append(count)
     with device.no_waiting(name):
@@ -99,23 +107,29 @@ def counted(device, name: str, work) -> tuple[Count, dict, object]:
     device.watchers.remove(count)
     gc.enable()
     ops, moved, flop = count.total
-    return count, {"ops": ops, "gbytes": round(moved / 1e9, 3), "peak_gib": round(device.peak / 2**30, 3), "gflop": round(flop / 1e9, 1)}, result
+    numbers = {"ops": ops, "gbytes": round(moved / 1e9, 3),
+               "peak_gib": round(device.peak / 2**30, 3), "gflop": round(flop / 1e9, 1)}
+    return count, numbers, result
 
 
-def measure(device, precision: str, parts: str = "vmc", show=lambda name, count, numbers: None) -> dict[str, dict]:
-    "{part: counts} of one warm update, of drawing its batch, of a step of play and of making 512 observations tokens."
-    config = preset("atari100k").change({"device": "cuda", "precision": precision, "tokenizer.image.perceptual": "random", "collect.steps": 48})
+def measure(device, precision: str, parts: str, show) -> dict[str, dict]:
+    "{part: counts} of one warm update, and of drawing its batch."
+    config = preset("atari100k").change({
+        "device": "cuda", "precision": precision, "tokenizer.image.perceptual": "random",
+        "collect.steps": 48})
     run, found = Stages(config), {}
     v, m, c, g = config.train_v, config.train_m, config.train_c, run.generator
     run.collect()
     run.tokenise()
-    draw = {"v": lambda: run.replay.frames(v.batch, g), "m": lambda: run.replay.segments(m.batch, m.segment, m.context, g),
+    draw = {"v": lambda: run.replay.frames(v.batch, g),
+            "m": lambda: run.replay.segments(m.batch, m.segment, m.context, g),
             "c": lambda: run.replay.contexts(c.batch, c.burn_in, g)}
     for name in parts:
         step = getattr(run.learner, f"{name}_step")
         step(draw[name]())                  # makes tables and the optimiser's moments
-        count, found[f"batch of {name}"], batch = counted(device, f"drawing a batch for {name}", draw[name])
-        show(f"batch of {name}", count, found[f"batch of {name}"])
+        drawn = f"batch of {name}"
+        count, found[drawn], batch = counted(device, f"drawing a {drawn}", draw[name])
+        show(drawn, count, found[drawn])
         count, found[name], _ = counted(device, f"an update of {name}", lambda: step(batch))
         show(name, count, found[name])
         device.forward.clear()
@@ -133,14 +147,15 @@ def compare(found: dict, stored: dict) -> list[str]:
                 if now > before * (1 + 1e-9):
                     lines.append(f"worse: {what}")
                 elif now < before * (1 - SLACK):
-                    lines.append(f"better: {what}; store it with python tests/fake_cuda/count.py --store")
+                    lines.append(f"better: {what}; store it with {STORE}")
     return lines
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     p.add_argument("--parts", default="vmc", help="which updates: some of v, m, c")
-    p.add_argument("--precision", choices=PRECISIONS, action="append", help="one or both (default: both)")
+    p.add_argument("--precision", choices=PRECISIONS, action="append", help="default: both")
     p.add_argument("--by", choices=("op", "place", "both"), help="print tables")
     p.add_argument("--top", type=int, default=25, help="rows of a table")
     p.add_argument("--store", action="store_true", help="write counts.json")
@@ -152,10 +167,13 @@ def main() -> None:
     def show(part, count, numbers):
         if a.json:
             return
-        print(f"{part:<10} {precision:<9}", "  ".join(f"{now:>9g} {UNITS[k]}" for k, now in numbers.items()))
+        line = lambda cells: "  ".join(f"{cell:>9} {UNITS[k]}" for k, cell in cells.items())
+        print(f"{part:<10} {precision:<9}", line({k: f"{now:g}" for k, now in numbers.items()}))
         before = stored.get("counts", {}).get(precision, {}).get(part)
         if before and before != numbers:
-            print(f"{'':<20}", "  ".join(f"{now / before[k] - 1 if before[k] else 0:>+9.1%} {UNITS[k]}" for k, now in numbers.items()))
+            share = lambda now, old: now / old - 1 if old else 0.0
+            change = {k: f"{share(now, before[k]):+.1%}" for k, now in numbers.items()}
+            print(f"{'':<20}", line(change))
         for by in ("op", "place"):
             if a.by in (by, "both"):
                 print(count.table(by, a.top))
@@ -170,7 +188,8 @@ def main() -> None:
             p.error("--store stores everything: leave --parts and --precision out")
         FILE.write_text(json.dumps({"torch": version, "counts": found}, indent=1) + "\n")
     if a.json:
-        print(json.dumps({"torch": version, "counts": found, "broken": broken, "changed": compare(found, stored["counts"])}))
+        changed = compare(found, stored["counts"])
+        print(json.dumps({"torch": version, "counts": found, "broken": broken, "changed": changed}))
     else:
         print(*broken, sep="\n")
 

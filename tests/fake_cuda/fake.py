@@ -1,8 +1,10 @@
-"""A CUDA that computes nothing: on a CPU build of PyTorch, tensors on `cuda` have shapes, types, a device and a real autograd, but no numbers. Tensors on the
-CPU are real. What a GPU would do with each operation is only written down, in `Device`, and what it would refuse, or have to wait for, is noted with its place
-in the library. What comes back from the device to the host is zero.
+"""A CUDA that computes nothing: on a CPU build of PyTorch, tensors on `cuda` have shapes, types, a
+device and a real autograd, but no numbers. Tensors on the CPU are real. What a GPU would do with
+each operation is only written down, in `Device`, and what it would refuse, or have to wait for, is
+noted with its place in the library. What comes back from the device to the host is zero.
 
-Import this before PyTorch. It needs the library of build.py: its path in FAKE_CUDA_LIBRARY, or it is made in a temporary folder."""
+Import this before PyTorch. It needs the library of build.py: its path in FAKE_CUDA_LIBRARY, or it
+is made in a temporary folder."""
 import contextlib
 import ctypes
 import functools
@@ -18,11 +20,13 @@ HERE = Path(__file__).parent
 
 
 def load() -> None:
-    "Load backend.cpp's library into this process; where there can be none, print why and leave with build.py's exit code."
+    """Load backend.cpp's library into this process; where there can be none, print why and leave
+    with build.py's exit code."""
     path = os.environ.get("FAKE_CUDA_LIBRARY")
     with tempfile.TemporaryDirectory() as folder:
         if path is None:
-            made = subprocess.run([sys.executable, str(HERE / "build.py"), folder], stdout=subprocess.PIPE, text=True)
+            command = [sys.executable, str(HERE / "build.py"), folder]
+            made = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             path = made.stdout.strip()
             if made.returncode:
                 print(path)
@@ -46,7 +50,8 @@ from torch.utils._pytree import tree_map_only
 sys.path.insert(0, str(HERE.parents[1]))        # the library of this tree, whatever is installed
 CUDA = torch.device("cuda", 0)
 LIBRARY = torch.library.Library("aten", "IMPL")
-LIBRARY.impl("silu_backward", lambda *a: None, "CUDA")              # one operation there; without a kernel PyTorch takes it apart
+# one operation there; without a kernel PyTorch takes it apart
+LIBRARY.impl("silu_backward", lambda *a: None, "CUDA")
 aten = torch.ops.aten
 
 
@@ -68,19 +73,22 @@ def place() -> str:
 
 # What an operation is
 
+NO_KERNEL = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty",
+             "new_empty_strided", "resize_", "set_", "lift"}
+
 @functools.lru_cache(None)
 def written(func) -> tuple[tuple[int, ...], tuple[str, ...]]:
     "The arguments that it changes: positions and names."
-    arguments = func._schema.arguments
-    marks = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+    aliases = [(i, a.name, a.alias_info) for i, a in enumerate(func._schema.arguments)]
+    marks = [(i, name) for i, name, alias in aliases if alias is not None and alias.is_write]
     return tuple(i for i, _ in marks), tuple(name for _, name in marks)
 
 
 @functools.lru_cache(None)
 def launches(func) -> bool:
     "Whether it runs something on the device: it is no view, and makes more than empty memory."
-    views = any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
-    return not views and short(func) not in {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_", "lift"}
+    aliases = [a.alias_info for a in func._schema.arguments if a.alias_info is not None]
+    return all(a.is_write for a in aliases) and short(func) not in NO_KERNEL
 
 
 @functools.lru_cache(None)
@@ -126,7 +134,9 @@ def answers(*names):
 def number(device, func, args, kwargs):
     "Zero; but two tensors are equal, and what is asked of all entries holds."
     device.wait("equal" if short(func) == "equal" else "item, bool, int or float")
-    return True if short(func) == "equal" or hasattr(args[0], "holds") else torch.zeros((), dtype=args[0].dtype).item()
+    if short(func) == "equal" or hasattr(args[0], "holds"):
+        return True
+    return torch.zeros((), dtype=args[0].dtype).item()
 
 
 @answers("nonzero")
@@ -147,12 +157,15 @@ def unique(device, func, args, kwargs):
     x, dim = args[0], args[1] if "dim" in short(func) else None
     places = x.shape if dim is None else x.shape[dim:][:1]
     values = device.make(*(x.shape if dim is not None else (x.numel(),)), dtype=x.dtype)
-    return (values, device.make(*places, dtype=torch.int64), device.make(values.shape[dim or 0], dtype=torch.int64))[:len(func._schema.returns)]
+    shapes = places, [values.shape[dim or 0]]
+    inverse, counts = (device.make(*shape, dtype=torch.int64) for shape in shapes)
+    return (values, inverse, counts)[:len(func._schema.returns)]
 
 
 @answers("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
 def index(device, func, args, kwargs):
-    "A mask among the indices is counted first; an index on the CPU is copied. A single number set under a mask is a `masked_fill` and waits for nobody."
+    """A mask among the indices is counted first; an index on the CPU is copied. A single number
+    set under a mask is a `masked_fill` and waits for nobody."""
     indices = []
     for i in args[1]:
         if i is not None and not i.is_cuda:
@@ -167,7 +180,7 @@ def index(device, func, args, kwargs):
             indices += [device.make(i.numel(), dtype=torch.int64)] * i.ndim
     rest = args[2:]
     if "put" in short(func) and not args[2].is_cuda and args[2].ndim:
-        device.broken["mixes devices: index_put of CPU values"] += 1
+        device.refuse("index_put mixes devices: CPU values and a CUDA tensor")
     return device.run(func, (args[0], indices, *rest), kwargs)
 
 
@@ -180,7 +193,8 @@ def to_copy(device, func, args, kwargs):
         device.copy("CPU to CUDA", tuple(x.shape))
         return device.make(*x.shape, dtype=kwargs.get("dtype") or x.dtype)
     device.copy("CUDA to CPU", tuple(x.shape))
-    return torch.full(x.shape, hasattr(x, "holds"), dtype=kwargs.get("dtype") or x.dtype, device=target)
+    dtype = kwargs.get("dtype") or x.dtype
+    return torch.full(x.shape, hasattr(x, "holds"), dtype=dtype, device=target)
 
 
 @answers("copy_")
@@ -199,30 +213,34 @@ def cudnn_rnn(device, func, args, kwargs):
         if not t.is_contiguous():
             device.refuse(f"cuDNN refuses an LSTM whose {name} is not contiguous")
         if t.dtype != x.dtype:
-            device.refuse(f"cuDNN refuses an LSTM whose {name} is {t.dtype} beside an input of {x.dtype}")
+            device.refuse(f"cuDNN refuses an LSTM whose {name} is {t.dtype}, its input {x.dtype}")
     if any(w.dtype != x.dtype for w in weights):
         device.refuse(f"cuDNN refuses an LSTM whose weights are no {x.dtype}, like its input")
-    reserve = device.make(6 * x.shape[0] * x.shape[1] * H * layers if train else 0, dtype=x.dtype)
-    return device.make(*x.shape[:2], H, dtype=x.dtype), device.make(*h.shape, dtype=x.dtype), device.make(*c.shape, dtype=x.dtype), reserve, device.make(0, dtype=x.dtype)
+    reserve = 6 * x.shape[0] * x.shape[1] * H * layers if train else 0
+    shapes = (*x.shape[:2], H), h.shape, c.shape, (reserve,), (0,)
+    return tuple(device.make(*shape, dtype=x.dtype) for shape in shapes)
 
 
 @answers("_cudnn_rnn_backward")
 def cudnn_rnn_backward(device, func, args, kwargs):
     x, weights, h, c, train = args[0], args[1], args[4], args[5], args[16]
     if not train:
-        device.refuse("cuDNN refuses the backward pass of an LSTM in evaluation mode: call .train() before")
+        device.refuse("cuDNN refuses the backward pass of an LSTM in evaluation mode")
     like = lambda t: device.make(*t.shape, dtype=t.dtype)
     return like(x), like(h), like(c), [like(w) for w in weights]
 
 
 class Device(TorchDispatchMode):
-    "Takes every operation on CUDA tensors out of PyTorch's hands. `broken`: {(rule, place): times}; `waits`: the same for synchronisations and copies."
+    """Takes every operation on CUDA tensors out of PyTorch's hands. `broken`: {(rule, place):
+    times}; `waits`: the same for synchronisations and copies."""
 
     def __init__(self):
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.broken, self.waits, self.hot, self.recording, self.watchers = Counter(), Counter(), [], [], []
-        self.recorded, self.doubles = 0, Counter()          # CUDA graphs; {place: float64 tensors made}
+        self.broken, self.waits = Counter(), Counter()
+        self.hot, self.recording, self.watchers = [], [], []
+        # CUDA graphs; {place: float64 tensors made}
+        self.recorded, self.doubles = 0, Counter()
         self.sizes, self.live, self.peak, self.forward = weakref.WeakKeyDictionary(), 0, 0, {}
 
     # what is noted
@@ -264,7 +282,8 @@ class Device(TorchDispatchMode):
     # memory
 
     def own(self, x: Tensor) -> None:
-        "Count the memory of a tensor until it is freed, in pieces of 512 bytes as CUDA's allocator hands them out."
+        """Count the memory of a tensor until it is freed, in pieces of 512 bytes as CUDA's
+        allocator hands them out."""
         storage = x.untyped_storage()
         if storage not in self.sizes:
             self.sizes[storage] = size = -(-storage.nbytes() // 512) * 512
@@ -290,10 +309,12 @@ class Device(TorchDispatchMode):
         kwargs = kwargs or {}
         ins = tensors_in(args, kwargs)
         on_cuda = any(x.is_cuda for x in ins)
-        if not on_cuda and getattr(kwargs.get("device"), "type", "") != "cuda" or func.namespace == "prim":
+        to_cuda = getattr(kwargs.get("device"), "type", "") == "cuda"
+        if not (on_cuda or to_cuda) or func.namespace == "prim":
             return func(*args, **kwargs)
         if torch.is_grad_enabled() and torch._C._current_autograd_node() is None:
-            self.forward[torch.autograd._get_sequence_nr() - 1] = place()   # the newest node is this operation's, if it has one
+            # the newest node is this operation's, if it has one
+            self.forward[torch.autograd._get_sequence_nr() - 1] = place()
         name = short(func)
         answer, moves = ANSWERS.get(name), name in ("_to_copy", "copy_", *ANSWERS)
         if on_cuda and not moves and not all(x.is_cuda for x in ins):
@@ -303,27 +324,33 @@ class Device(TorchDispatchMode):
         try:
             out = answer(self, func, args, kwargs) if answer else self.run(func, args, kwargs)
         except Exception as e:
-            raise RuntimeError(f"the CUDA that computes nothing cannot do {func} at {self.where()}: {type(e).__name__}: {e}") from e
+            what = f"{func} at {self.where()}: {type(e).__name__}: {e}"
+            raise RuntimeError(f"the CUDA that computes nothing cannot do {what}") from e
         outs = tensors_in(out)
         if any(isinstance(x, FakeTensor) and not x.is_cuda for x in outs):
-            out = tree_map_only(FakeTensor, lambda x: x if x.is_cuda else torch.zeros(x.shape, dtype=x.dtype), out)
+            real = lambda x: x if x.is_cuda else torch.zeros(x.shape, dtype=x.dtype)
+            out = tree_map_only(FakeTensor, real, out)
         for x in outs:
             if x.is_cuda:
                 self.own(x)
                 if x.dtype == torch.float64:
                     self.doubles[self.where()] += 1
-        if name == "all" or outs and outs[0].dtype == torch.bool and "not" not in name and ins and all(hasattr(x, "holds") for x in ins):
-            out.holds = True                                                # what is asked of all entries, and what is made of such answers
+        known = ins and "not" not in name and all(hasattr(x, "holds") for x in ins)
+        if name == "all" or known and outs and outs[0].dtype == torch.bool:
+            # what is asked of all entries, and what is made of such answers
+            out.holds = True
         for watch in self.watchers:
             watch(self, func, args, kwargs, out)
         return out
 
     def one_device(self, name: str, ins: list[Tensor], args, kwargs):
-        "A single number on the CPU may stand beside CUDA tensors, but not in a `cat`; the rest is refused, and moved, to go on."
+        """A single number on the CPU may stand beside CUDA tensors, but not in a `cat`; the rest
+        is refused, and moved, to go on."""
         wrong = lambda x: not x.is_cuda and (x.ndim > 0 or name in ("cat", "stack"))
         for x in filter(wrong, ins):
             self.refuse(f"{name} mixes devices: a CPU tensor {tuple(x.shape)} and a CUDA tensor")
-        return tree_map_only(Tensor, lambda x: self.make(*x.shape, dtype=x.dtype) if wrong(x) else x, (args, kwargs))
+        here = lambda x: self.make(*x.shape, dtype=x.dtype) if wrong(x) else x
+        return tree_map_only(Tensor, here, (args, kwargs))
 
     def draw(self, name: str, args, kwargs):
         "A generator lives on its tensor's device. PyTorch's shape functions take none."
@@ -334,7 +361,8 @@ class Device(TorchDispatchMode):
 
 
 class Calls(TorchFunctionMode):
-    "What never reaches the dispatcher: which generator it is, lists and arrays made of tensors, and PyTorch's choice of an LSTM."
+    """What never reaches the dispatcher: which generator it is, lists and arrays made of
+    tensors, and PyTorch's choice of an LSTM."""
 
     def __init__(self, device: Device):
         super().__init__()
@@ -342,8 +370,10 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        x, name, generator = args[0] if args else None, getattr(func, "__name__", ""), kwargs.get("generator")
-        if generator is not None and self.device.recording and not any(generator is known for known in self.device.recording[-1].generators):
+        x, name = args[0] if args else None, getattr(func, "__name__", "")
+        g, graphs = kwargs.get("generator"), self.device.recording[-1:]
+        known = [k for graph in graphs for k in graph.generators]
+        if g is not None and graphs and not any(g is k for k in known):
             self.device.refuse(f"{name} draws from a generator that the CUDA graph does not know")
         if not (isinstance(x, Tensor) and x.is_cuda):
             return func(*args, **kwargs)
@@ -358,13 +388,16 @@ class Calls(TorchFunctionMode):
             return torch.zeros(x.shape, dtype=x.dtype).numpy()
         if name == "lstm":
             x, state, weights, _, layers, dropout, train, both_ways, batch_first = args
-            y, h, c, _, _ = aten._cudnn_rnn(x, weights, 4, None, *state, 2, state[0].shape[-1], 0, layers, batch_first, dropout, train, both_ways, [], None)
+            y, h, c, _, _ = aten._cudnn_rnn(
+                x, weights, 4, None, *state, 2, state[0].shape[-1], 0, layers, batch_first, dropout,
+                train, both_ways, [], None)
             return y, h, c
         return func(*args, **kwargs)
 
 
 def apply(module: nn.Module, fn, recurse: bool = True) -> nn.Module:
-    "`Module._apply`, which moves and converts: the same parameters with other data where they stay on their device, new ones where not."
+    """`Module._apply`, which moves and converts: the same parameters with other data where they
+    stay on their device, new ones where not."""
     for child in module.children():
         child._apply(fn)
     for name, p in module._parameters.items():
@@ -414,23 +447,32 @@ def install(device: Device) -> None:
         finally:
             device.recording.pop()
 
-    new = dict(is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0, is_initialized=lambda: True, _lazy_init=lambda: None,
-               is_bf16_supported=lambda including_emulation=True: True, get_device_name=lambda *a: "a CUDA that computes nothing",
-               synchronize=lambda *a: device.wait("torch.cuda.synchronize"), empty_cache=lambda: None, manual_seed_all=lambda seed: None,
-               max_memory_allocated=lambda *a: device.peak, reset_peak_memory_stats=lambda *a: None,
-               get_rng_state_all=lambda: [torch.zeros(16, dtype=torch.uint8)], set_rng_state=lambda *a, **k: None,
-               current_stream=lambda *a: Stream(), Stream=Stream, stream=lambda s: contextlib.nullcontext(), CUDAGraph=Graph, graph=graph, graph_pool_handle=lambda: (0, 0),
-               is_current_stream_capturing=lambda: bool(device.recording))
+    new = dict(
+        is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0,
+        is_initialized=lambda: True, _lazy_init=lambda: None,
+        is_bf16_supported=lambda including_emulation=True: True,
+        get_device_name=lambda *a: "a CUDA that computes nothing",
+        synchronize=lambda *a: device.wait("torch.cuda.synchronize"), empty_cache=lambda: None,
+        max_memory_allocated=lambda *a: device.peak, reset_peak_memory_stats=lambda *a: None,
+        manual_seed_all=lambda seed: None, set_rng_state=lambda *a, **k: None,
+        get_rng_state_all=lambda: [torch.zeros(16, dtype=torch.uint8)],
+        current_stream=lambda *a: Stream(), Stream=Stream,
+        stream=lambda s: contextlib.nullcontext(), CUDAGraph=Graph, graph=graph,
+        graph_pool_handle=lambda: (0, 0),
+        is_current_stream_capturing=lambda: bool(device.recording))
     for name, value in new.items():
         if not hasattr(torch.cuda, name):
             raise RuntimeError(f"this PyTorch has no torch.cuda.{name}")
         setattr(torch.cuda, name, value)
-    torch.backends.cudnn.is_acceptable = lambda x: False        # weights are not joined to one piece
+    # weights are not joined to one piece
+    torch.backends.cudnn.is_acceptable = lambda x: False
     nn.Module._apply = apply
     _foreach_utils._foreach_supported_types.append(FakeTensor)
-    FakeTensor.tolist = Tensor.tolist                           # one synchronisation, not one for each entry
+    # one synchronisation, not one for each entry
+    FakeTensor.tolist = Tensor.tolist
     torch._C._set_multithreading_enabled(False)         # a backward pass stays in this thread
-    torch._C._set_only_lift_cpu_tensors(True)           # torch.tensor(..., device="cuda") copies where we see it
+    # torch.tensor(..., device="cuda") copies where we see it
+    torch._C._set_only_lift_cpu_tensors(True)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""Offences against a CUDA that computes nothing, most of them by calls into the library, to see that each is noted: {name: [what the note must say, notes]}."""
+"""Offences against a CUDA that computes nothing, some of them by calls into the library, to see
+that each is noted: {name: [what the note must say, notes]}."""
 import json
 
 import fake                             # before torch
@@ -91,8 +92,8 @@ waits("values under a boolean mask", lambda: on(3).__setitem__(on(3) > 0, on(3))
 waits("masked_select", lambda: on(3).masked_select(on(3) > 0))
 waits("equal", lambda: torch.equal(on(3), on(3)))
 waits("a list as index", lambda: on(3)[[0, 2]], "copy from CPU to CUDA")
-waits("an index on the host", lambda: on(3)[torch.tensor([0, 2])], "copy from CPU to CUDA (an index")
-waits("a table made on the host", lambda: torch.tensor([1, 2], device="cuda"), "copy from CPU to CUDA")
+waits("index on the host", lambda: on(3)[torch.tensor([0, 2])], "copy from CPU to CUDA (an index")
+waits("a list", lambda: torch.tensor([1, 2], device="cuda"), "copy from CPU to CUDA")
 waits("an array", lambda: torch.as_tensor(np.zeros(3), device="cuda"), "copy from CPU to CUDA")
 waits("to", lambda: torch.zeros(3).to("cuda"), "copy from CPU to CUDA")
 waits("cpu", lambda: on(3).cpu(), "copy from CUDA to CPU")
@@ -117,7 +118,7 @@ def a_state_with_gaps(device):
     lstm(training=True)(on(2, 3, 4), (h, h.contiguous()))
 
 
-@offence("cx is torch.float64")
+@offence("cx is torch.float64, its input torch.float32")
 def a_state_of_another_type(device):
     lstm(training=True)(on(2, 3, 4), (on(1, 2, 5), on(1, 2, 5).double()))
 

@@ -1,10 +1,12 @@
-"""A whole run at toy size on a CUDA that computes nothing: play, updates of V, M and C, a stop in the middle, a resumed run to its end with evaluation and
-media, then the saved agent and dreams in it. `python tests/fake_cuda/worlds.py catch [--graphs]` prints what broke a rule as one JSON object."""
+"""A whole run at toy size on a CUDA that computes nothing: play, updates of V, M and C, a stop in
+the middle, a resumed run to its end with evaluation and media, then the saved agent and dreams.
+`python tests/fake_cuda/worlds.py catch [--graphs]` prints what broke a rule as one JSON object."""
 import argparse
 import contextlib
 import json
 import tempfile
 import warnings
+from collections import Counter
 from functools import wraps
 from pathlib import Path
 
@@ -17,24 +19,31 @@ from simulus_nb.agent import Agent, Policy
 from simulus_nb.config import preset
 from simulus_nb.dream import DreamEnv
 
-WORLDS = {"catch": ("catch", {}), "cartpole": ("small", {}), "parcels": ("small", {"env": "simulus/Parcels-v0"}),
+WORLDS = {"catch": ("catch", {}), "cartpole": ("small", {}),
+          "parcels": ("small", {"env": "simulus/Parcels-v0"}),
           "minigrid": ("minigrid", {}), "pendulum": ("control", {})}
-TOY = {"epochs": 2, "save_every": 1, "threads": 1, "device": "cuda", "collect.steps": 24, "collect.num_envs": 2, "collect.capacity": 400,
-       "tokenizer.image.channels": 8, "tokenizer.image.code_dim": 8, "tokenizer.image.vocab": 16, "world_model.retnet.layers": 2,
-       "train_v.start": 0, "train_m.start": 0, "train_c.start": 0, "train_c.critic_first": 1, "train_c.horizon": 4, "train_c.burn_in": 3, "train_m.segment": 5,
-       "train_m.context": 2, "evaluation.episodes": 2, "evaluation.num_envs": 2, "evaluation.every": 2, "evaluation.interim": 2}
+TOY = {
+    "epochs": 2, "save_every": 1, "threads": 1, "device": "cuda", "collect.steps": 24,
+    "collect.num_envs": 2, "collect.capacity": 400, "tokenizer.image.channels": 8,
+    "tokenizer.image.code_dim": 8, "tokenizer.image.vocab": 16, "world_model.retnet.layers": 2,
+    "train_v.start": 0, "train_m.start": 0, "train_m.segment": 5, "train_m.context": 2,
+    "train_c.start": 0, "train_c.critic_first": 1, "train_c.horizon": 4, "train_c.burn_in": 3,
+    "evaluation.episodes": 2, "evaluation.num_envs": 2, "evaluation.every": 2,
+    "evaluation.interim": 2}
 
 
 def around(owner, name):
     "A decorator: f(method, self, *args) in place of the method."
     def decorate(f):
         method = getattr(owner, name)
-        setattr(owner, name, wraps(method)(lambda self, *args, **kwargs: f(method, self, *args, **kwargs)))
+        changed = lambda self, *args, **kwargs: f(method, self, *args, **kwargs)
+        setattr(owner, name, wraps(method)(changed))
     return decorate
 
 
 def watch_updates(device) -> None:
-    "No update waits for the device but the first of its kind, which makes tables; nor does drawing a batch once the lists of rows are made."
+    """No update waits for the device but the first of its kind, which makes tables; nor does
+    drawing a batch once the lists of rows are made."""
     for name in ("v_step", "m_step", "c_step"):
         @around(trainer.Learner, name)
         def step(method, self, *args, name=name):
@@ -53,15 +62,23 @@ def watch_updates(device) -> None:
                 return method(self, *args, **kwargs)
 
 
+def at_most(device, before: Counter, n: int, what: str) -> None:
+    "No more than so many copies and synchronisations since `before`."
+    waits = device.waits - before
+    if waits.total() > n:
+        each = "; ".join(f"{where}: {wait}" for wait, where in waits)
+        device.refuse(f"{waits.total()} copies and synchronisations in {what}, not {n}: {each}")
+
+
 def watch_play(device) -> None:
-    "A step of play copies observations and `reset` to the device and actions back; it asks once whether vectors are finite. No more."
+    """A step of play copies observations and `reset` to the device and actions back; it asks
+    once whether vectors are finite. No more."""
     @around(Policy, "__call__")
     def play(method, self, obs, reset):
         before = device.waits.copy()
         action = method(self, obs, reset)
-        waits, vectors = device.waits - before, sum(m.kind == "vector" for m in self.agent.obs_spec.modalities)
-        if waits.total() > len(obs) + 2 + vectors:
-            device.refuse(f"{waits.total()} copies and synchronisations in a step of play: " + "; ".join(f"{where}: {what}" for what, where in waits))
+        vectors = sum(m.kind == "vector" for m in self.agent.obs_spec.modalities)
+        at_most(device, before, len(obs) + 2 + vectors, "a step of play")
         return action
 
 
@@ -77,24 +94,27 @@ class Here(contextlib.AbstractContextManager):
 
 
 def watch_dreams(device) -> None:
-    "A step of `DreamEnv` in which no dream ends copies actions to the device; rewards, ends and observations back. No more, but for the agent's first."
+    """A step of `DreamEnv` in which no dream ends copies actions to the device; rewards, ends
+    and observations back. No more, but for the agent's first."""
     @around(DreamEnv, "step")
     def step(method, self, actions):
-        before, goes_on = device.waits.copy(), not self.over.any() and (self.age + 1 < self.horizon).all()
+        before = device.waits.copy()
+        goes_on = not self.over.any() and (self.age + 1 < self.horizon).all()
         warm, self.agent.dreamt = getattr(self.agent, "dreamt", False), True
         out = method(self, actions)
-        waits = device.waits - before
-        if warm and goes_on and waits.total() > 3 + len(self.agent.obs_spec.modalities):
-            device.refuse(f"{waits.total()} copies and synchronisations in a step of DreamEnv: " + "; ".join(f"{where}: {what}" for what, where in waits))
+        if warm and goes_on:
+            at_most(device, before, 3 + len(self.agent.obs_spec.modalities), "a step of DreamEnv")
         return out
 
 
 def without_numbers() -> None:
-    "What the library reads back of its own saves and draws would be zeros; here it is taken to be sound."
+    """What the library reads back of its own saves and draws would be zeros; here it is taken to
+    be sound."""
     checkpoint.ThreadPoolExecutor = Here
     replay.SavedTable._check = lambda *args: None
     trainer.Repeated.is_stored = lambda *args: True
-    dream.whole_windows = lambda buffer, count, length, generator=None: buffer.segments(3, min(length, 5), generator=generator)
+    dream.whole_windows = lambda buffer, count, length, generator=None: buffer.segments(
+        3, min(length, 5), generator=generator)
 
 
 def stop_after(steps: int) -> None:
@@ -117,11 +137,14 @@ def the_whole_agent(config, folder: Path) -> None:
     except trainer.Stopped:
         pass
     run = trainer.Trainer(None, folder, resume=True, progress=False)
-    assert run.device.type == "cuda" and run.cursor.stage == "m" and run.cursor.values[0]["loss"].is_cuda
+    assert run.device.type == "cuda" and run.cursor.stage == "m"
+    assert run.cursor.values[0]["loss"].is_cuda
     run.train()
-    assert {p.name for p in (folder / "media").iterdir()} >= {"curves.png", "dream.png", "dream.mp4", "dream-error.png"}
+    media = {p.name for p in (folder / "media").iterdir()}
+    assert media >= {"curves.png", "dream.png", "dream.mp4", "dream-error.png"}
     again = trainer.Trainer(None, folder, resume=True, progress=False)
-    assert again.train().result == run.result and torch.equal(again.generator.get_state(), run.generator.get_state())
+    assert again.train().result == run.result
+    assert torch.equal(again.generator.get_state(), run.generator.get_state())
 
     agent = Agent.load(folder, device="cuda")
     assert all(p.is_cuda for p in agent.parameters()) and all(b.is_cuda for b in agent.buffers())
@@ -146,17 +169,22 @@ def main() -> None:
     a = p.parse_args()
     warnings.simplefilter("ignore")
     name, changes = WORLDS[a.world]
-    updates = 5 if a.graphs else 2                              # three before a recording, the recording, a replay
-    steps = {f"train_{part}.steps": updates for part in "vmc"} | {f"train_{part}.batch": 4 for part in "vmc"}
+    # three before a recording, the recording, a replay
+    updates = 5 if a.graphs else 2
+    sizes = {"steps": updates, "batch": 4}
+    steps = {f"train_{part}.{key}": n for part in "vmc" for key, n in sizes.items()}
+    config = preset(name).change({**TOY, **steps, "graphs": a.graphs, **changes})
     with fake.fake_cuda() as device, tempfile.TemporaryDirectory() as folder:
         watch_updates(device)
         watch_play(device)
         watch_dreams(device)
         without_numbers()
         stop_after(updates - 1)
-        the_whole_agent(preset(name).change({**TOY, **steps, "graphs": a.graphs, **changes}), Path(folder) / "run")
+        the_whole_agent(config, Path(folder) / "run")
     waits = {f"{where}: {what}": n for (what, where), n in device.waits.most_common()}
-    print(json.dumps({"broken": [f"{where}: {rule}" for rule, where in device.broken], "recordings": device.recorded, "doubles": list(device.doubles), "waits": waits}))
+    broken = [f"{where}: {rule}" for rule, where in device.broken]
+    print(json.dumps({"broken": broken, "recordings": device.recorded,
+                      "doubles": list(device.doubles), "waits": waits}))
 
 
 if __name__ == "__main__":
