@@ -149,6 +149,8 @@ def whole_windows(
 ) -> Segment:
     "Different random windows, complete ones first; padding that all of them share is cut off."
     drawn = replay.segments(64 * count, length, generator=generator)
+    begin = drawn.mask.int().argmax(1, keepdim=True)                            # the first row of the episode in each
+    drawn = replay.beginning(drawn.index.gather(1, begin)[:, 0], length)        # no padding in front
     order, first = drawn.mask.sum(1).argsort(descending=True, stable=True), {}  # the fullest first, else as drawn
     for i, begin in zip(order.tolist(), drawn.index[order, 0].tolist()):
         first.setdefault(begin, i)                                              # each window once

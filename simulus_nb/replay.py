@@ -246,6 +246,10 @@ class ReplayBuffer(SavedTable):
         early = torch.where(inside, 0, 1 + beyond % before)     # places before the first row
         return self._windows(row, self.position[row] - early, length)  # Eq. (2.7a), w
 
+    def beginning(self, row: Tensor, length: int) -> Segment:
+        "The windows that begin at these rows (B,) of the buffer; padded only behind."
+        return self._windows(row, self.position[row], length)
+
     def segments(self, batch: int, length: int, context: int = 1,
                  generator: torch.Generator | None = None) -> Segment:
         """Windows for M, uniform over all that show a transition: Eq. (2.7). Each is equally often

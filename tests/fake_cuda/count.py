@@ -112,11 +112,11 @@ def counted(device, name: str, work) -> tuple[Count, dict, object]:
     return count, numbers, result
 
 
-def measure(device, precision: str, parts: str, show) -> dict[str, dict]:
-    "{part: counts} of one warm update, and of drawing its batch."
+def measure(device, precision: str, parts: str, show, changes: dict) -> dict[str, dict]:
+    "{part: counts} of one warm update, and of drawing its batch, with some settings changed."
     config = preset("atari100k").change({
         "device": "cuda", "precision": precision, "tokenizer.image.perceptual": "random",
-        "collect.steps": 48})
+        "collect.steps": 48} | changes)
     run, found = Stages(config), {}
     v, m, c, g = config.train_v, config.train_m, config.train_c, run.generator
     run.collect()
@@ -159,10 +159,14 @@ def main() -> None:
     p.add_argument("--by", choices=("op", "place", "both"), help="print tables")
     p.add_argument("--top", type=int, default=25, help="rows of a table")
     p.add_argument("--store", action="store_true", help="write counts.json")
+    p.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="other settings")
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     a = p.parse_args()
     stored = json.loads(FILE.read_text()) if FILE.exists() else {}
     found: dict[str, dict] = {}
+    changes = {name: json.loads(value) for name, value in (word.split("=", 1) for word in a.set)}
+    if changes and a.store:
+        p.error("only the published settings are stored")
 
     def show(part, count, numbers):
         if a.json:
@@ -180,7 +184,7 @@ def main() -> None:
 
     with fake.fake_cuda() as device:
         for precision in a.precision or PRECISIONS:
-            found[precision] = measure(device, precision, a.parts, show)
+            found[precision] = measure(device, precision, a.parts, show, changes)
     version = torch.__version__.split("+")[0]
     broken = [f"{where}: {rule}" for rule, where in device.broken]
     if a.store:
