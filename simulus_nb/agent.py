@@ -167,8 +167,12 @@ class Agent(Components):
         return save_checkpoint(folder, {"agent": self.state_dict()}, self.describe())      # Eq. (15.7)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu", which: str = "last") -> "Agent":
-        "The agent of a checkpoint folder or of a run folder, ready to act: Eq. (15.7). `which` is last or, of a run with interim evaluations, best."
+    def load(
+        cls, folder: str | Path, device: str | torch.device = "cpu", which: str = "last",
+    ) -> "Agent":
+        """The agent of a checkpoint folder or of a run folder, ready to act: Eq. (15.7).
+
+        `which` is last or, of a run with interim evaluations, best."""
         tensors, meta = read_agent(folder, device, which)
         try:
             configs = {part: from_plain(config, meta["config"][part], part) for part, config in PARTS.items()}
@@ -201,7 +205,8 @@ def read_agent(
     if which not in WHICH:
         raise UserError(f"which agent? {' or '.join(WHICH)}, not {which!r}")
     if which == "best" and not load_checkpoint(saves, ()).meta.get("best"):
-        raise UserError(f"{folder} keeps no best agent, only the last one: it takes interim evaluations, evaluation.every > 0")
+        raise UserError(f"{folder} keeps no best agent, only the last one: "
+                        "it takes interim evaluations, evaluation.every > 0")
     found = load_checkpoint(saves, (WHICH[which],), str(device))
     missing = [k for k in ("config", "obs_spec", "action_spec") if k not in found.meta]
     if missing:

@@ -271,7 +271,7 @@ def has_saves(folder: str | Path) -> bool:
 
 # %% ../nbs/17_checkpoint.ipynb #c025
 def check_tensors(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    "Raise a `UserError` that lists what differs unless `tensors` have the names, shapes and types of this module's."
+    "Raise a `UserError` that lists what differs from the module's names, shapes and types."
     own = module.state_dict()
     both = [(k, tensors[k], own[k]) for k in own if k in tensors]
     shapes = [f"{k} {tuple(t.shape)} instead of {tuple(mine.shape)}" for k, t, mine in both if t.shape != mine.shape]
@@ -283,7 +283,7 @@ def check_tensors(module: nn.Module, tensors: dict[str, Tensor], name: str) -> N
 
 
 def load_module(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    "Load `tensors` into `module` strictly: the same names, shapes and types, or a `UserError` and nothing changes."
+    "Load `tensors` into `module`: the same names, shapes and types, or a `UserError` and no change."
     check_tensors(module, tensors, name)
     module.load_state_dict(tensors)
 
@@ -300,7 +300,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
         groups.append({k: v for k, v in group.items() if not isinstance(v, Tensor)})
     return tensors, {"values": values, "param_groups": groups}
 
-OURS = ("fused", "capturable", "foreach")                        # how a device computes, not what: another device has other ones
+OURS = ("fused", "capturable", "foreach")                       # how a device computes, not what
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")           # Adam's, each as large as its parameter; the last only with amsgrad
 
 def _kind(v) -> type:
@@ -315,8 +315,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if [g["params"] for g in meta["param_groups"]] != [g["params"] for g in now]:
         raise UserError("the saved optimiser has other parameter groups than this one")
-    groups = [{k: tuple(v) if isinstance(mine.get(k), tuple) and isinstance(v, list) else v     # JSON knows no tuples
-               for k, v in saved.items()} | {k: mine[k] for k in OURS if k in saved and k in mine}
+    as_ours = lambda v, own: tuple(v) if isinstance(own, tuple) and isinstance(v, list) else v
+    groups = [{k: as_ours(v, mine.get(k)) for k, v in saved.items()}
+              | {k: mine[k] for k in OURS if k in saved and k in mine}
               for saved, mine in zip(meta["param_groups"], now)]
     for saved, mine in zip(groups, now):
         odd = [k for k, v in saved.items() if k not in mine or _kind(v) != _kind(mine[k])]

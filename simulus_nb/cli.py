@@ -80,8 +80,10 @@ def announce(trainer: Trainer) -> str:
     where = f"{trainer.device}" if processes() == 1 else f"{processes()} processes ({trainer.device.type})"
     last = f" (the last {config.learn_on} only learn)" if config.learn_on else ""
     interim = f"{config.epochs // e.every} of {e.interim} episodes and " if e.every else ""
-    final = f"one of {e.episodes} at the end" + (", for the last agent and for the best" if interim else "")
-    return (f"{config.env} on {where}, {config.epochs} epochs{last}: {c['env_steps']:,} environment steps, "
+    final = f"one of {e.episodes} at the end"
+    final += ", for the last agent and for the best" if interim else ""
+    return (f"{config.env} on {where}, {config.epochs} epochs{last}: "
+            f"{c['env_steps']:,} environment steps, "
             f"updates: {', '.join(parts)}; evaluations: {interim}{final}; "
             f"everything goes to {trainer.folder.path}{done}")
 
@@ -105,7 +107,8 @@ def best_text(folder: RunFolder, env: str) -> list[str]:
     try:
         kept = json.loads(folder.best.read_text(encoding="utf8"))
         score = score_text(env, Evaluation(tuple(kept["returns"]), tuple(kept["lengths"])))
-        return [f"{'best agent':<12}{score} (it is from epoch {kept['epoch']}, with {kept['interim_return']:.2f} on the way)"]
+        origin = f"it is from epoch {kept['epoch']}, with {kept['interim_return']:.2f} on the way"
+        return [f"{'best agent':<12}{score} ({origin})"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -126,8 +129,11 @@ class TrainCommand:
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Literal[tuple(PRESETS)] | None = field(default=None, metadata=dict(help=PRESET_HELP))
     out: Path | None = field(default=None, metadata=dict(help="run folder; without it runs/<env>-seed<seed>"))
-    resume: bool = field(default=False, metadata=dict(help="continue the run in that folder with its own settings, of which only the length (--steps) may differ; begin it if there is none"))
-    steps: int | None = field(default=None, metadata=dict(help="environment steps in all, the run's budget; the epochs follow from it", low=1))
+    resume: bool = field(default=False, metadata=dict(
+        help="continue the run in that folder with its own settings, of which only the length "
+             "(--steps) may differ; begin it if there is none"))
+    steps: int | None = field(default=None, metadata=dict(
+        help="environment steps in all, the run's budget; the epochs follow from it", low=1))
 
     @property
     def folder(self) -> Path:
@@ -152,8 +158,9 @@ class TrainCommand:
         try:
             with together():
                 if result is None:
-                    trainer = Trainer(self.config, folder.path, resume=self.resume, progress=sys.stderr.isatty(),
-                                      command=command, steps=cost(self.config)["env_steps"])
+                    trainer = Trainer(
+                        self.config, folder.path, resume=self.resume, progress=sys.stderr.isatty(),
+                        command=command, steps=cost(self.config)["env_steps"])
                     say(announce(trainer), flush=True)
                     result = trainer.train().result
             say(summary(folder, env, result))
@@ -170,7 +177,8 @@ LENGTH = ("--epochs", "--steps")
 
 def says_what(argv: Sequence[str]) -> bool:
     "Whether a command says what to train, besides where, how long and that it should go on."
-    return any(word.startswith("--") and word.split("=")[0] not in ("--resume", "--out", *LENGTH) for word in argv)
+    silent = ("--resume", "--out", *LENGTH)
+    return any(word.startswith("--") and word.split("=")[0] not in silent for word in argv)
 
 def resumed(
     command: TrainCommand,                      # as read with the defaults of its preset
@@ -183,8 +191,8 @@ def resumed(
     other = {k: v for k, v in differences(again.config, stored).items() if k != "epochs"}
     for name, (given, kept) in other.items():
         if name == "learn_on":
-            raise UserError(f"--resume keeps learn_on = {kept}: more epochs of learning alone would collect nothing; "
-                            "--steps N gives the run more to learn from")
+            raise UserError(f"--resume keeps learn_on = {kept}: more epochs of learning alone would "
+                            "collect nothing; --steps N gives the run more to learn from")
         raise UserError(f"--resume keeps the settings of {command.folder}: {name} is {kept} there, not {given}; leave the option out, or start a new run with --out")
     return replace(again, out=command.folder)
 
@@ -269,7 +277,10 @@ class EvaluateCommand:
     which: Which = field(default="last", metadata=dict(help=WHICH_HELP))
 
     def run(self, command: str) -> None:
-        "Play, print the score, write media/episode.mp4 (media/best/episode.mp4) and a report: evaluation.json, of the best agent evaluation-best.json, or with options one with these in its name."
+        """Play, print the score, and write media/episode.mp4 and a report.
+
+        That is evaluation.json (of the best agent evaluation-best.json and media/best/episode.mp4),
+        or with options one with these in its name."""
         check_ranges(self)
         folder, device = RunFolder(self.folder), pick_device(self.device)
         config = folder.read_config()
@@ -281,9 +292,11 @@ class EvaluateCommand:
         best = self.which == "best"
         kept = read_agent(folder.path, which="best")[1]["best"] if best else {}
         kept = {"epoch": kept["epoch"], "interim_return": kept["return"]} if best else {}
-        name = f"evaluation{'-best' if best else ''}-{episodes}-episodes-temperature-{temperature:g}-seed-{seed}.json"
+        name = f"evaluation{'-best' if best else ''}-{episodes}-episodes"
+        name += f"-temperature-{temperature:g}-seed-{seed}.json"
         report = (folder.best if best else folder.evaluation) if usual else folder.path / name
-        folder.write(report, {**result.to_json(), **kept, "temperature": temperature, "seed": seed, "command": command})
+        how = {"temperature": temperature, "seed": seed, "command": command}
+        folder.write(report, {**result.to_json(), **kept, **how})
         print(f"{'evaluation':<12}{score_text(config.env, result)}\n{'report':<12}{report}", flush=True)
         film = media_of(folder, self.which) / "episode.mp4"
         why_not = film_episode(agent, config, film, temperature, seed)
@@ -311,7 +324,8 @@ class DreamCommand:
         folder, device = RunFolder(self.folder), pick_device(self.device)
         config, agent = folder.read_config(), Agent.load(folder.path, device, self.which)
         generator = torch.Generator(device=device).manual_seed(self.seed)
-        written = dream_media(agent, load_replay(folder, config, agent), media_of(folder, self.which), horizon=self.horizon, generator=generator)
+        written = dream_media(agent, load_replay(folder, config, agent), media_of(folder, self.which),
+                              horizon=self.horizon, generator=generator)
         for name, path in written.items():
             print(f"{name:<12}{path}")
 

@@ -143,7 +143,7 @@ def is_json(value: Any) -> bool:
 
 # %% ../nbs/16_config.ipynb #c020
 def from_older(values: Any, default: int) -> Any:
-    "Settings as this release knows them: earlier ones had `collect.epochs`, epochs that collect, and no `learn_on`."
+    "Settings as this release knows them; earlier ones had `collect.epochs` and no `learn_on`."
     match values:
         case {"collect": {"epochs": int(collecting), **collect}, **rest}:
             epochs = rest.get("epochs", default)

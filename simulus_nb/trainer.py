@@ -43,8 +43,8 @@ from tqdm.auto import tqdm
 
 from .accelerate import GraphedStep, Recorder, compiled, pick_precision, use_precision
 from .agent import Agent
-from .checkpoint import (Checkpoint, CheckpointWarning, DamagedError, check_tensors, flatten_optimizer, has_saves, load_checkpoint, load_module,
-                                   restore_optimizer, rng_state, save_checkpoint, set_rng_state, write_atomic)
+from .checkpoint import (Checkpoint, CheckpointWarning, DamagedError, check_tensors, flatten_optimizer,
+                                   has_saves, load_checkpoint, load_module, restore_optimizer, rng_state, save_checkpoint, set_rng_state, write_atomic)
 from .config import Config, differences, flat
 from .distributed import (any_of, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place, processes, rank,
                                     share_random)
@@ -210,8 +210,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        names = ("config.json", "metrics.jsonl", "manifest.json", "evaluation.json", "evaluation-best.json",
-                 "checkpoint", "collected", "media")
+        names = ("config.json", "metrics.jsonl", "manifest.json", "evaluation.json",
+                 "evaluation-best.json", "checkpoint", "collected", "media")
         (self.config, self.metrics, self.manifest, self.evaluation, self.best,
          self.checkpoint, self.collected, self.media) = (self.path / n for n in names)
 
@@ -283,7 +283,9 @@ def circumstances(config: Config, device: torch.device, command: str) -> dict:
 OWN = "python:"          # how the name of an environment begins that a function makes
 
 def env_maker(config: Config, training: bool, factory: Callable | None = None) -> Callable:
-    "A constructor of the configured environment; `training=False` plays for the raw score. An environment of one's own comes from `factory`."
+    """A constructor of the configured environment; `training=False` plays for the raw score.
+
+    An environment of one's own comes from `factory`."""
     size = config.tokenizer.image.image_size
     if config.env.startswith(OWN) and factory is None:
         raise UserError(f"{config.env} was made by a function: only Python can go on, with "
@@ -424,7 +426,8 @@ class Games(gymnasium.Wrapper):
         if not self.over:
             return self.env.reset(options=options)
         self.game, self.steps, self.over = self.game + 1, 0, False
-        return self.env.reset(seed=game_seed(self.base, self.game), options=options)    # Eq. (20.6a)
+        seed = game_seed(self.base, self.game)                                      # Eq. (20.6a)
+        return self.env.reset(seed=seed, options=options)
 
     def step(self, action):
         "One step; the score comes with the last one of a game."
@@ -460,7 +463,7 @@ class RunState:
         self.begin_episodes()
 
     def seed_all(self, seed: int) -> None:
-        "All streams of random numbers; nothing here draws from Python's and NumPy's, an environment may."
+        "Begin all streams; nothing here draws from Python's and NumPy's, an environment may."
         for begin in (torch.manual_seed, random.seed, np.random.seed, self.generator.manual_seed):
             begin(seed)
 
@@ -499,8 +502,10 @@ class Watched(RunState):
         "What the stage in progress has returned, to be continued; an empty list outside an epoch."
         return self.cursor.values if self.cursor.stage else []
 
-    def repeat(self, stage: str, updates: int, update: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
-        "Mean metrics of so many updates, those made before an interruption included; `Diverged` if they are not finite."
+    def repeat(
+        self, stage: str, updates: int, update: Callable[[], dict[str, Tensor]],
+    ) -> dict[str, float]:
+        "Mean metrics of so many updates, those before an interruption too; or `Diverged`."
         values = self.so_far()
         while len(values) < updates:
             values.append(update())
@@ -509,7 +514,9 @@ class Watched(RunState):
         return average(values)
 
     def check_finite(self, stage: str, metrics: list[dict[str, Tensor]]) -> None:
-        "Raise `Diverged` unless all metrics of these updates are finite, and after them the whole module; one transfer to the host."
+        """Raise `Diverged` unless all metrics of these updates and the module are finite.
+
+        One transfer to the host."""
         if not metrics:
             return
         name, module, training = {
@@ -518,15 +525,17 @@ class Watched(RunState):
             "c": ("C, the controller", self.agent.controller, self.config.train_c)}[stage]
         numbers = [x for x in module.state_dict().values() if x.is_floating_point()]
         sound = torch.stack([x.isfinite().all() for x in numbers]).all()
-        rows = torch.stack([torch.stack([x.float() for x in one.values()]).isfinite().all() for one in metrics])
+        row = lambda one: torch.stack([x.float() for x in one.values()])
+        rows = torch.stack([row(one).isfinite().all() for one in metrics])
         *fine, sound = torch.cat([rows, sound[None]]).tolist()
         if all(fine) and sound:
             return
         n = fine.index(False) if not all(fine) else len(fine) - 1
-        bad = [f"{stage}/{key} is {float(x):g}" for key, x in metrics[n].items() if not x.isfinite()]
-        error = Diverged(f"{name}, diverged in epoch {self.epoch}, update {n + 1} of {training.steps}: "
-                         f"{bad[0] if bad else 'its parameters are not finite'}; nothing of that is saved. "
-                         f"Begin a new run with a smaller train_{stage}.lr (it is {training.lr:g}) or train_{stage}.clip")
+        bad = [f"{stage}/{k} is {float(x):g}" for k, x in metrics[n].items() if not x.isfinite()]
+        error = Diverged(
+            f"{name}, diverged in epoch {self.epoch}, update {n + 1} of {training.steps}: "
+            f"{bad[0] if bad else 'its parameters are not finite'}; nothing of that is saved. "
+            f"Begin a new run with a smaller train_{stage}.lr (it is {training.lr:g}) or train_{stage}.clip")
         error.told = rank() > 0
         raise error
 
@@ -556,7 +565,9 @@ class Stages(Watched):
         return {"return": sum(returns) / n, "length": sum(lengths) / n, "episodes": n} if n else {}
 
     def play_on(self, steps: int) -> tuple[list[Rows], list, list[tuple[int, int]]]:
-        "What the collector returns, and number and length of the game in progress everywhere. An error of the environment leaves the run as it was."
+        """What the collector returns, and number and length of the game in progress everywhere.
+
+        An error of the environment leaves the run as it was."""
         before = rng_state(), self.generator.get_state(), self.policy.state
         try:
             streams, episodes = self.collector.collect(self.policy, steps)
@@ -570,7 +581,8 @@ class Stages(Watched):
     def learn_v(self, updates: int) -> dict[str, float]:
         "Update V on uniformly drawn observations: Eq. (20.2)."
         batch = self.config.train_v.batch
-        return self.repeat("v", updates, lambda: self.learner.v_step(self.replay.frames(batch, self.generator)))
+        draw = lambda: self.replay.frames(batch, self.generator)
+        return self.repeat("v", updates, lambda: self.learner.v_step(draw()))
 
     def tokenise(self, batch: int = 512) -> None:
         "Give every stored observation its tokens, once: Eq. (20.7)."
@@ -587,20 +599,22 @@ class Stages(Watched):
     def learn_m(self, updates: int) -> dict[str, float]:
         "Update M on segments of tokens: Eq. (20.2)."
         m = self.config.train_m
-        return self.repeat("m", updates, lambda: self.learner.m_step(self.replay.segments(m.batch, m.segment, m.context, self.generator)))
+        draw = lambda: self.replay.segments(m.batch, m.segment, m.context, self.generator)
+        return self.repeat("m", updates, lambda: self.learner.m_step(draw()))
 
     def learn_c(self, updates: int) -> dict[str, float]:
         "Update C on dreams: Eq. (20.2)."
         c = self.config.train_c
         actor = self.epoch >= c.start + c.critic_first
-        return self.repeat("c", updates, lambda: self.learner.c_step(self.replay.contexts(c.batch, c.burn_in, self.generator), actor))
+        draw = lambda: self.replay.contexts(c.batch, c.burn_in, self.generator)
+        return self.repeat("c", updates, lambda: self.learner.c_step(draw(), actor))
 
 STRETCH = 16        # steps of play between two moments at which a run may stop
 
 # %% ../nbs/20_trainer.ipynb #c034a
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    "Whatever happens inside, the global streams of random numbers go on afterwards as if it had not."
+    "Whatever happens inside, the global random streams go on afterwards as if it had not."
     state = rng_state()
     try:
         yield
@@ -618,15 +632,19 @@ class Compared(Stages):
         e, factory = self.config.evaluation, self.make_env
         make = lambda: Listening(env_maker(self.config, False, factory)())
         with undisturbed(), self.learner.arithmetic(self.agent):
-            return from_first(lambda: evaluate(self.agent, [make] * e.num_envs, episodes or e.episodes,
-                                               e.temperature, seed=self.config.seed + seeds))
+            return from_first(lambda: evaluate(
+                self.agent, [make] * e.num_envs, episodes or e.episodes, e.temperature,
+                seed=self.config.seed + seeds))
 
     def compare(self) -> dict[str, float]:
-        "The interim evaluation: other seeds than the final one, Eq. (18.6). The best agent is kept; of equals, the newer."
+        """The interim evaluation: other seeds than the final one, Eq. (18.6).
+
+        The best agent is kept; of equals, the newer."""
         score = self.evaluate(self.config.evaluation.interim, seeds=20_000).mean
         if self.best is None or score >= self.best["return"]:                       # Eq. (18.6)
             self.best = {"epoch": self.epoch, "return": score}
-            self.best_agent = {name: x.detach().cpu().clone() for name, x in self.agent.state_dict().items()}
+            state = self.agent.state_dict()
+            self.best_agent = {name: x.detach().cpu().clone() for name, x in state.items()}
         return {"return": score}
 
     def evaluate_best(self) -> Evaluation:
@@ -680,13 +698,16 @@ class Repeated(Epochs):
     "Epochs whose environments can be led back to where they were."
 
     def read_episodes(self, saved: dict[str, Tensor]) -> tuple[list[int], list[np.ndarray], tuple]:
-        "Number and actions of each game in progress, and the policy's memory; `DamagedError` if they make no sense."
+        """Number and actions of each game in progress, and the policy's memory.
+
+        `DamagedError` if they make no sense."""
         n, now = self.collector.num_envs, self.policy.state
         sizes = np.array(self.agent.action_spec.nvec)
         games, actions = saved["games"], [saved[f"actions{i}"] for i in range(n)]
         state = tuple(saved[f"policy{i}"] for i in range(len(now)))
         fits = [(x.shape, x.dtype) for x in state] == [(x.shape, x.dtype) for x in now]
-        fits = fits and games.dtype == torch.int64 and games.shape == (n,) and bool((games >= 0).all())
+        fits = fits and games.dtype == torch.int64 and games.shape == (n,)
+        fits = fits and bool((games >= 0).all())
         for x in actions:
             fits = fits and x.dtype == torch.int64 and x.shape[1:] == (len(sizes),)
             fits = fits and bool(((x.numpy() >= 0) & (x.numpy() < sizes)).all())
@@ -695,20 +716,23 @@ class Repeated(Epochs):
         return games.tolist(), [x.numpy() for x in actions], state
 
     def lead_back(self, games: list[int], actions: list[np.ndarray], state: tuple) -> None:
-        "Play the games in progress again, Eq. (20.7a); `state` is what the policy remembered after them."
+        "Play the games in progress again, Eq. (20.7a); `state` is the policy's memory after them."
         self.restart()
-        again = from_first(lambda: [self.play_again(*moment) for moment in zip(range(len(games)), games, actions)])
+        moments = zip(range(len(games)), games, actions)
+        again = from_first(lambda: [self.play_again(*moment) for moment in moments])
         if all(self.is_stored(env, rows) for env, rows in enumerate(again)):
             self.games, self.played = list(games), [list(x) for x in actions]
             self.policy.state = tuple(x.to(self.device) for x in state)
         else:
-            warnings.warn(f"{self.config.env} does not repeat itself: new episodes begin, and the run goes on "
-                          "differently from one that was never stopped", CheckpointWarning, stacklevel=2)
+            warnings.warn(
+                f"{self.config.env} does not repeat itself: new episodes begin, and the run goes on "
+                "differently from one that was never stopped", CheckpointWarning, stacklevel=2)
             self.begin_episodes()
 
     def play_again(self, env: int, game: int, actions: np.ndarray) -> Rows:
-        "Lead one environment to the moment after these actions (n, K_a) of a game; returns the rows on the way."
-        lane, spec, collector = self.collector.envs.envs[env], self.agent.action_spec, self.collector
+        "Lead an environment to the moment after these actions (n, K_a) of a game; the rows on the way."
+        spec, collector = self.agent.action_spec, self.collector
+        lane = collector.envs.envs[env]
         rows, starts = Stream(self.agent.obs_spec, spec), True
         self.worlds[env].open(game)
         obs = lane.reset()[0]
@@ -732,26 +756,31 @@ class Repeated(Epochs):
         at, stored = self.replay.rows_of(env, np.arange(written - n, written)), self.replay.tensors()
         again = {"action": rows.action, "reward": rows.reward, "done": rows.done, "last": rows.last,
                  **{f"obs.{k}": x for k, x in rows.obs.items()}}
-        return all(torch.equal(stored[name][at].cpu(), torch.from_numpy(x[len(x) - n:]).to(stored[name].dtype))
-                   for name, x in again.items())
+        newest = {name: torch.from_numpy(x[len(x) - n:]) for name, x in again.items()}
+        return all(torch.equal(stored[name][at].cpu(), x.to(stored[name].dtype))
+                   for name, x in newest.items())
 
 # %% ../nbs/20_trainer.ipynb #c047a
 GENERATOR_BYTES = {16: "cuda", 5056: "cpu"}      # saves of older releases do not name their device
 
 def from_older_release(episodes: dict[str, Tensor]) -> bool:
-    "Whether these saved episodes are one list of actions, from before games had seeds of their own."
+    "Whether these saved episodes are from before games had seeds of their own."
     return "actions" in episodes and "games" not in episodes
 
 
 class OtherSchedule(Exception):
-    "A checkpoint has gone on after another last collection than this run's; `args[0]` is how many environment steps it has."
+    """A checkpoint has gone on after another last collection than this run's.
+
+    `args[0]` is how many environment steps it has."""
 
 
 class Streams(Repeated):
     "A run whose random numbers go on, and whose best agent comes back."
 
     def set_random(self, saved: dict[str, Tensor], meta: dict) -> str:
-        "Go on with the saved random numbers, or with fresh ones from the run's seed and epoch if another kind of device made them: that kind."
+        """Go on with the saved random numbers; returns the kind of device that made them.
+
+        If that is not ours, fresh ones from the run's seed and epoch."""
         streams = dict(saved)
         state = streams.pop("generator").cpu()
         kind = meta.get("device") or GENERATOR_BYTES.get(state.numel(), self.device.type)
@@ -767,7 +796,8 @@ class Streams(Repeated):
     def check_best(self, best: dict, tensors: dict[str, Tensor], epoch: int) -> None:
         "Raise a `UserError` unless this is an agent like ours that was evaluated before now."
         check_tensors(self.agent, tensors, "best agent")
-        if best.keys() != {"epoch", "return"} or type(best["epoch"]) is not int or not 0 <= best["epoch"] <= epoch:
+        named = best.keys() == {"epoch", "return"} and type(best["epoch"]) is int
+        if not named or not 0 <= best["epoch"] <= epoch:
             raise DamagedError("the best agent was kept at an epoch that makes no sense")
         if not isinstance(best["return"], float):
             raise DamagedError("the best agent has a return that makes no sense")
@@ -781,7 +811,8 @@ class Snapshots(Streams):
         "Everything that the run depends on at this moment: tensors by group, and plain values."
         none = np.zeros((0, self.agent.action_spec.count), np.int64)
         actions = [torch.from_numpy(np.stack(x) if x else none) for x in self.played]
-        episodes = {"games": torch.tensor(self.games), **{f"actions{i}": x for i, x in enumerate(actions)},
+        episodes = {"games": torch.tensor(self.games),
+                    **{f"actions{i}": x for i, x in enumerate(actions)},
                     **{f"policy{i}": x for i, x in enumerate(self.policy.state)}}
         tensors = {"agent": self.agent.state_dict(), "scale": self.learner.scale.state_dict(),
                    "replay": self.replay.state_dict(), "episodes": episodes,
@@ -789,7 +820,8 @@ class Snapshots(Streams):
         meta: dict[str, Any] = dict(
             epoch=self.epoch, env_steps=self.env_steps, seconds=self.seconds, begun=self.begun,
             cursor=self.cursor.to_json(), device=self.device.type, config=self.config.to_json(),
-            obs_spec=self.agent.obs_spec.to_json(), action_spec=self.agent.action_spec.to_json(), optimizers={})
+            obs_spec=self.agent.obs_spec.to_json(), action_spec=self.agent.action_spec.to_json(),
+            optimizers={})
         if self.best is not None:
             tensors["best"], meta["best"] = self.best_agent, self.best
         for name, optimizer in self.learner.optimizers.items():
@@ -821,11 +853,15 @@ class Checkpoints(Snapshots):
         if not from_older_release(episodes):
             self.lead_back(*self.read_episodes(episodes))
         else:
-            warnings.warn("saved by an older release: new episodes begin", CheckpointWarning, stacklevel=2)
+            older = "saved by an older release: new episodes begin"
+            warnings.warn(older, CheckpointWarning, stacklevel=2)
             self.begin_episodes()
-        if self.set_random(found.tensors["random"], found.meta) != self.device.type:    # last: playing may have drawn
-            warnings.warn(f"this run was saved on another kind of device and goes on here, on {self.device.type}: same weights, "
-                          "buffer and episodes, new random numbers", CheckpointWarning, stacklevel=2)
+        kind = self.set_random(found.tensors["random"], found.meta)     # last: playing may have drawn
+        if kind != self.device.type:
+            warnings.warn(
+                "this run was saved on another kind of device and goes on here, on "
+                f"{self.device.type}: same weights, buffer and episodes, new random numbers",
+                CheckpointWarning, stacklevel=2)
         share_random(self.generator)
 
     def fit(self, tensors: dict[str, dict[str, Tensor]], meta: dict) -> None:
@@ -837,7 +873,8 @@ class Checkpoints(Snapshots):
         counts = [meta[k] for k in ("epoch", "env_steps", "begun")]
         if not all(type(n) is int and 0 <= n < 2**53 for n in counts) or not 0 <= meta["seconds"] < math.inf or counts[0] < counts[2]:
             raise DamagedError("its counters make no sense")
-        if other.collecting != self.config.collecting and counts[0] > min(other.collecting, self.config.collecting):
+        theirs, ours = other.collecting, self.config.collecting
+        if theirs != ours and counts[0] > min(theirs, ours):
             raise OtherSchedule(counts[1])
         best = meta.get("best")
         if best is not None:
@@ -908,7 +945,9 @@ class Logged(Checkpoints):
             write_atomic(self.folder.metrics, lines)
 
     def log(self, record: dict[str, Any], writer: SummaryWriter) -> None:
-        "One epoch's metrics to metrics.jsonl, TensorBoard and the tracker, if there is one. A number that is not finite is left out: JSON has none."
+        """One epoch's metrics to metrics.jsonl, TensorBoard and the tracker, if there is one.
+
+        A number that is not finite is left out: JSON has none."""
         record = {k: v for k, v in record.items() if math.isfinite(v)}
         with open(self.folder.metrics, "a", encoding="utf8") as f:
             f.write(json.dumps(record, allow_nan=False) + "\n")
@@ -929,8 +968,8 @@ class Run(Logged):
         resume: bool = False,                # go on from the folder's last checkpoint
         progress: bool = True,               # show a bar
         command: str | None = None,          # recorded in the manifest
-        steps: int | None = None,            # resuming: environment steps in all, if other than before
-        make_env: Callable | None = None,    # makes an environment that is no Gymnasium id; resuming needs the same one
+        steps: int | None = None,            # resuming: environment steps, if other than before
+        make_env: Callable | None = None,    # makes an environment that is no Gymnasium id
         callbacks: Sequence["Callback"] = (),   # called after every epoch and at the end
     ):
         if config is None and out is None:
@@ -961,7 +1000,7 @@ class Run(Logged):
             from_first(lambda: self.folder.write(self.folder.config, self.config.to_json()))
 
     def load(self, folder: Path) -> None:
-        "Take up the last checkpoint; a run that is to collect more goes back to where it collected last."
+        "Take up the last checkpoint; to collect more, go back to where the run collected last."
         try:
             try:
                 super().load(folder)
@@ -975,7 +1014,7 @@ class Run(Logged):
 
 # %% ../nbs/20_trainer.ipynb #c053a
 class Callback:
-    "Somebody's own code in a run; override what is needed. Random numbers drawn here don't change the run."
+    "Somebody's own code in a run. Random numbers that are drawn here do not change the run."
 
     def on_epoch(self, trainer: "Trainer", record: dict[str, Any]) -> None:
         "After an epoch, with its metrics. Raise `Stopped` to stop here."
@@ -987,7 +1026,7 @@ class Callback:
 class Finished(Run):
     "What happens after the last epoch, and whom it is told."
     result: Evaluation | None = None         # the final evaluation, once there is one
-    best_result: Evaluation | None = None    # the same of the agent that was best in the interim evaluations
+    best_result: Evaluation | None = None    # the same of the agent that was best on the way
 
     def finish(self) -> "Trainer":
         "Evaluate, and leave curves, dreams and the manifest in the folder; the manifest comes last and says that the run is finished."
