@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from .accelerate import pick_precision
+from .accelerate import has_bfloat16, has_tf32, pick_precision
 from .config import Config, cost
 from .evaluate import RandomAgent
 from .imagination import dream_step
@@ -202,7 +202,10 @@ def bench_table(found: dict) -> str:
 # %% ../nbs/30_performance.ipynb #c020
 def variants(device: torch.device) -> dict[str, dict]:
     "Settings worth comparing on a device: {name: changes of the configuration}."
-    names = ["float32", "bfloat16"] + (["tf32", "bfloat16 compile", "bfloat16 graphs", "bfloat16 compile graphs"] if device.type == "cuda" else [])
+    names = ["float32"] + ["bfloat16"] * has_bfloat16(device) + ["tf32"] * has_tf32(device)
+    if device.type == "cuda":
+        best = "bfloat16" if has_bfloat16(device) else "float32"
+        names += [f"{best} compile", f"{best} graphs", f"{best} compile graphs"]
     return {name: {"precision": name.split()[0]} | {switch: True for switch in name.split()[1:]} for name in names}
 
 def compare(config: Config, repeats: int = 10, among: dict[str, dict] | None = None) -> dict:
