@@ -472,7 +472,7 @@ class Dreams(VectorEnv):
         replay: ReplayBuffer,                     # on the agent's device
         num_envs: int = 1,                        # dreams side by side
         horizon: int = 15,                        # steps after which a dream is truncated
-        context: int = 5,                         # real observations before it, the first of the dream included (fewer in young episodes)
+        context: int = 3,                         # real observations before it, the first of the dream included (fewer in young episodes)
         seed: int = 0,                            # of beginnings and dreams; `reset(seed=...)` starts over
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         tokens: bool = False,                     # show the tokens (S,) themselves, not what V makes of them
