@@ -57,6 +57,16 @@ def test_a_whole_run(library, world):
         assert found["recordings"] >= 4
 
 
+def test_the_first_minutes_on_a_gpu(library):
+    """The measurements that wait for a GPU run on CUDA: all stages in every epoch, one by one and as
+    graphs, every part of the bench."""
+    found = run(library, "tables.py")
+    assert not found["broken"], "\n".join(found["broken"])
+    assert found["epochs"] == [3, 3] and found["recordings"] >= 3 and found["kept"] > 6
+    assert all({"v", "m", "c"} <= set(stages) for stages in found["stages"])
+    assert all({"V", "M", "C", "dream", "encode"} <= set(timed) for timed in found["timed"])
+
+
 def test_offences_are_found(library):
     """The rules of the two tests above and below can be broken: calls that a GPU would not take,
     or would have to wait for, each noted with its place."""

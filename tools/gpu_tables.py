@@ -187,6 +187,7 @@ def three_epochs(device: str, small: bool, keep: Keep, graphs: bool) -> dict:
         small,
         **{
             "epochs": 3,
+            "learn_on": 0,
             "train_v.start": 0,
             "train_m.start": 0,
             "train_c.start": 0,
