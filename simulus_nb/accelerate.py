@@ -174,7 +174,7 @@ class Recorder:
             yield
         self.pool = pool                        # only now: the pool of a failed recording is gone
 
-
+# %% ../nbs/29_accelerate.ipynb #c018a
 class GraphedStep:
     """A function of tensors, {name: tensor} -> {name: tensor}, replayed as one CUDA graph per set
     of shapes. Its side effects on tensors are replayed too."""

@@ -117,7 +117,7 @@ def check_fit(c: "Config") -> None:
     if ring < window:
         raise UserError(f"collect.capacity = {c.collect.capacity} is too small: it gives each of {c.collect.num_envs} environments {ring} rows, "
                         f"and segments and burn-in need {window}")
-    reach = c.train_c.context + c.train_c.horizon - 1                           # Eq. (16.0)
+    reach = c.train_c.context + c.train_c.horizon - 1                           # Eq. (14.6a)
     if reach > c.train_m.segment:
         warnings.warn(f"train_c.context + train_c.horizon - 1 = {reach} blocks, but M learns from segments of "
                       f"{c.train_m.segment}: dreams get worse beyond them. Raise train_m.segment or lower train_c.horizon",

@@ -99,7 +99,7 @@ class Trunk(nn.Module):
 
 # %% ../nbs/13_controller.ipynb #c023
 def init_weights(trunk: Trunk) -> None:
-    "Start of a trunk: what differs between observations reaches h undiminished, and stays: Eq. (13.13b)."
+    "Start of a trunk: what differs between observations reaches h undiminished, and stays: Eq. (13.16b)."
     for m in trunk.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
@@ -110,7 +110,7 @@ def init_weights(trunk: Trunk) -> None:
     for name, p in trunk.lstm.named_parameters():
         for k, gate in enumerate(p.data.chunk(4)):           # input, forget, candidate, output
             if p.ndim == 1:
-                nn.init.constant_(gate, 1.0 if k == 1 else 0.0)         # two biases a gate, so b_f = 2: Eq. (13.13b)
+                nn.init.constant_(gate, 1.0 if k == 1 else 0.0)         # two biases a gate, so b_f = 2: Eq. (13.16b)
             else:
                 nn.init.orthogonal_(gate, gain=3.0 if "ih" in name else 1.0)
 

@@ -61,7 +61,7 @@ def dream_step(
     else:
         now = z, action, torch.ones_like(action[..., 0], dtype=torch.bool)
         z, action, mask = (torch.cat(x, 1) for x in zip(past, now))
-        prediction, memory = ask(z, action, memory, mask, first=z.shape[1])     # Eq. (14.2a)
+        prediction, memory = ask(z, action, memory, mask, first=z.shape[1])     # Eq. (14.6a)
     reward = world_model.reward.decode(prediction.reward)[:, 0]                                 # Eq. (14.5)
     done = torch.rand(len(z), device=z.device, generator=generator) < prediction.done[:, 0].float().sigmoid()   # Eq. (14.4)
     return sample_observation(world_model.layout, prediction, generator)[:, 0], reward, done, memory            # Eq. (14.3)
@@ -83,7 +83,7 @@ def imagine(
     real = context.z.shape[1] - 1
     start = controller.remember(context.z[:, :-1], context.action[:, :-1], context.mask[:, :-1])
     blocks = real if blocks is None else min(blocks, real)
-    recent = slice(real - blocks, real)                                         # Eq. (14.2a)
+    recent = slice(real - blocks, real)                                         # Eq. (14.6a)
     past = [x[:, recent] for x in (context.z, context.action, context.mask)] if blocks else None
     state = actor_state(start)                                                  # values are asked for later, all at once
     z, action, memory = context.z[:, -1], None, None

@@ -228,8 +228,7 @@ class ReplayBuffer(SavedTable):
         index = torch.where(mask, ring + position % self.ring, 0)  # Eq. (2.4)
         z = self.tokens[index].long() * mask[..., None]  # Eq. (2.2)
         action = self.action[index].long() * mask[..., None]  # Eq. (2.2)
-        reward, done = self.reward[index] * mask, self.done[index] & mask
-        return Segment(z, action, reward, done, mask, index)  # Eq. (2.1)
+        return Segment(z, action, self.reward[index] * mask, self.done[index] & mask, mask, index)  # Eq. (2.1)
 
     def count_windows(self, length: int) -> int:
         "W, how many windows of `length` rows show a transition: Eq. (2.7a)."

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['OWN', 'STAGES', 'STRETCH', 'GENERATOR_BYTES', 'CURVES', 'BAR', 'pick_device', 'to_device', 'adamw', 'update',
-           'losses_of', 'Learner', 'default_folder', 'RunFolder', 'git_commit', 'circumstances', 'env_maker',
-           'infer_specs', 'make_agent', 'make_replay', 'fill_replay', 'Stopped', 'Signals', 'pause', 'Listening',
-           'Cursor', 'game_seed', 'Games', 'RunState', 'average', 'Diverged', 'Watched', 'Stages', 'undisturbed',
-           'Compared', 'Epochs', 'Repeated', 'from_older_release', 'OtherSchedule', 'Streams', 'Snapshots',
-           'Checkpoints', 'plot_history', 'find_tracker', 'Logged', 'Run', 'Callback', 'Finished', 'Trainer']
+           'losses_of', 'optimizers_of', 'make_constants', 'as_graphs', 'Learner', 'default_folder', 'RunFolder',
+           'git_commit', 'circumstances', 'env_maker', 'infer_specs', 'make_agent', 'make_replay', 'fill_replay',
+           'Stopped', 'Signals', 'pause', 'Listening', 'Cursor', 'game_seed', 'Games', 'RunState', 'average',
+           'Diverged', 'Watched', 'Stages', 'undisturbed', 'Compared', 'Epochs', 'Repeated', 'from_older_release',
+           'OtherSchedule', 'Streams', 'Snapshots', 'Checkpoints', 'plot_history', 'find_tracker', 'Logged', 'Run',
+           'Callback', 'Finished', 'Trainer']
 
 # %% ../nbs/20_trainer.ipynb #c003
 import json
@@ -56,7 +57,7 @@ from .perceptual import make_perceptual
 from .replay import ReplayBuffer, Segment
 from .returns import ReturnScale
 from .spaces import ActionSpec, ObsSpec, UserError
-from .world_model import world_model_loss
+from .world_model import WorldModel, world_model_loss
 
 # %% ../nbs/20_trainer.ipynb #c006
 def pick_device(choice: str) -> torch.device:
@@ -117,43 +118,57 @@ def losses_of(
               "critic": parallel(C, partial(controller_loss, C), idle=True)}
     return losses | ({"v": parallel(V, make(V.loss))} if V.images() else {})    # else there is nothing to learn
 
+# %% ../nbs/20_trainer.ipynb #c013a
+def optimizers_of(agent: Agent, config: Config) -> dict[str, torch.optim.AdamW]:
+    "{part: its optimiser}; without pictures V has nothing to learn."
+    make, v, m, c = partial(adamw, capturable=config.graphs), config.train_v, config.train_m, config.train_c
+    found = {"m": make(agent.world_model, m.lr, m.weight_decay),
+             "c": make(agent.controller, c.lr, c.weight_decay, everything=True)}
+    if agent.tokenizer.images():
+        found["v"] = make(agent.tokenizer, v.lr, v.weight_decay, everything=True)
+    return found
+
+def make_constants(model: WorldModel, config: Config) -> None:
+    "The tables of M's passes: made inside a compiled function, each would break it in two."
+    for blocks in (config.train_m.segment - 1, config.train_c.context + 1, 1):
+        model.retnet.tables(blocks, model.retnet.block, model.xu)
+
+def as_graphs(
+    steps: dict[str, Callable],         # each {name: tensor} -> {name: tensor}
+    device: torch.device,
+    generator: torch.Generator | None,  # from which they draw
+) -> dict[str, GraphedStep]:
+    "Steps that are replayed as CUDA graphs, all in one memory pool: chapter 29."
+    if device.type != "cuda" or processes() > 1:
+        where = f"on {device.type}" if processes() == 1 else "in several processes"
+        raise UserError(f"--graphs records CUDA graphs, and this run is {where}: leave the option out")
+    recorder = Recorder()
+    return {name: GraphedStep(step, [generator], recorder) for name, step in steps.items()}
+
 # %% ../nbs/20_trainer.ipynb #c014
 class Learner:
     "One optimiser and one loss for each of V, M and C; no gradient crosses from one to another, Eq. (20.5)."
 
     def __init__(self, agent: Agent, config: Config, generator: torch.Generator | None = None):
         self.agent, self.config, self.generator = agent, config, generator
-        v, m, c = config.train_v, config.train_m, config.train_c
-        optimizer = partial(adamw, capturable=config.graphs)
-        self.optimizers = {"m": optimizer(agent.world_model, m.lr, m.weight_decay),
-                           "c": optimizer(agent.controller, c.lr, c.weight_decay, everything=True)}
+        self.optimizers = optimizers_of(agent, config)
         self.perceptual = None
-        if agent.tokenizer.images():                        # other kinds of tokens have nothing to learn
-            self.optimizers["v"] = optimizer(agent.tokenizer, v.lr, v.weight_decay, everything=True)
+        if "v" in self.optimizers:
             self.perceptual = make_perceptual(config.tokenizer.image.perceptual)
         if self.perceptual is not None:
             to_device(self.perceptual, agent.device)
+        c = config.train_c
         self.scale = ReturnScale(c.scale_window, batch=c.batch * (c.horizon - 1)).to(agent.device)
         self.arithmetic = use_precision(pick_precision(config.precision, agent.device), agent.device)
-        self.make = partial(compiled, device=agent.device) if config.compile else (lambda work: work)
-        self.losses = losses_of(agent, config, self.make)
-        self.encode, self.predict = self.make(agent.tokenizer.encode), self.make(agent.world_model.forward)
+        make = partial(compiled, device=agent.device) if config.compile else (lambda work: work)
+        self.losses = losses_of(agent, config, make)
+        self.encode, self.predict = make(agent.tokenizer.encode), make(agent.world_model.forward)
         if config.compile:
-            self.make_constants()
-        self.steps = {"v": self._v, "m": self._m, "c": partial(self._c, actor=True), "critic": partial(self._c, actor=False)}
+            with self.arithmetic(agent.world_model): make_constants(agent.world_model, config)
+        self.steps = {"v": self._v, "m": self._m, "c": partial(self._c, actor=True),
+                      "critic": partial(self._c, actor=False)}
         if config.graphs:
-            if agent.device.type != "cuda" or processes() > 1:
-                where = f"on {agent.device.type}" if processes() == 1 else "in several processes"
-                raise UserError(f"--graphs records CUDA graphs, and this run is {where}: leave the option out")
-            recorder = Recorder()                           # one for all: see chapter 29
-            self.steps = {name: GraphedStep(step, [generator], recorder) for name, step in self.steps.items()}
-
-    def make_constants(self) -> None:
-        "The tables of M's passes: made inside a compiled function, each would break it in two."
-        M, m, c = self.agent.world_model, self.config.train_m, self.config.train_c
-        with self.arithmetic(M):
-            for blocks in (m.segment - 1, c.context + 1, 1):
-                M.retnet.tables(blocks, M.retnet.block, M.xu)
+            self.steps = as_graphs(self.steps, agent.device, generator)
 
     def v_step(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
         "One update of V on raw observations {key: (B, ...)}."
@@ -580,8 +595,7 @@ class Stages(Watched):
 
     def learn_v(self, updates: int) -> dict[str, float]:
         "Update V on uniformly drawn observations: Eq. (20.2)."
-        batch = self.config.train_v.batch
-        draw = lambda: self.replay.frames(batch, self.generator)
+        draw = lambda: self.replay.frames(self.config.train_v.batch, self.generator)
         return self.repeat("v", updates, lambda: self.learner.v_step(draw()))
 
     def tokenise(self, batch: int = 512) -> None:
@@ -592,9 +606,8 @@ class Stages(Watched):
             if self.config.compile:                             # always the same shape: the last ones again
                 index = index[torch.arange(batch, device=index.device) % n]
             with self.learner.arithmetic(self.agent.tokenizer):
-                tokens = in_parts(encode, index)
-            self.replay.set_tokens(index[:n], tokens[:n])
-            pause()                                             # taken up again, this stage starts over: it draws nothing and comes to the same
+                self.replay.set_tokens(index[:n], in_parts(encode, index)[:n])
+            pause()                                             # taken up again, the stage starts over
 
     def learn_m(self, updates: int) -> dict[str, float]:
         "Update M on segments of tokens: Eq. (20.2)."

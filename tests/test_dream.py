@@ -561,7 +561,7 @@ def test_steps_equal_those_of_imagine():
         state = agent.controller.act(action, state)
         assert torch.equal(z, dream.z[:, t]) and torch.equal(action, dream.action[:, t])
         z, reward, done, memory = dream_step(agent.world_model, z, action, memory, by_env)
-        assert torch.equal(reward, dream.reward[:, t]) and torch.equal(done.float(), dream.done[:, t])
+        assert torch.allclose(reward, dream.reward[:, t], atol=1e-4) and torch.equal(done.float(), dream.done[:, t])
     state, going = dream.start, np.ones(4, bool)
     for t in range(5):                                         # and the environment, until dreams begin anew
         logits, _, state = agent.controller.step(env.z, state)
@@ -569,7 +569,7 @@ def test_steps_equal_those_of_imagine():
         state = agent.controller.act(action, state)
         assert torch.equal(env.z[going], dream.z[going, t])
         _, reward, terminated, _, _ = env.step(agent.action_spec.decode(action.numpy()))
-        assert np.array_equal(reward[going], dream.reward[going, t].numpy().astype(np.float64)) and (terminated == dream.done[:, t].numpy().astype(bool))[going].all()
+        assert np.allclose(reward[going], dream.reward[going, t].numpy(), atol=1e-4) and (terminated == dream.done[:, t].numpy().astype(bool))[going].all()
         going &= ~terminated
         if not going.all(): break                              # a new dream draws from the same dice
 

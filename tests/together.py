@@ -28,12 +28,12 @@ def toy(**changes):
         "evaluation.episodes": 3, "evaluation.num_envs": 2, "evaluation.every": 0, **changes})
 
 
-def as_two(world_model, controller, context, horizon, generator):
+def as_two(world_model, controller, context, horizon, generator, *rest):
     "The dream of one process with the noise of two."
     seed, parts = int(torch.randint(2**62, ())), []
     for rank in range(2):
         part = Segment(**{k: x.chunk(2)[rank] for k, x in vars(context).items()})
-        parts.append(imagine(world_model, controller, part, horizon, torch.Generator().manual_seed(seed ^ rank ^ 2**31)))
+        parts.append(imagine(world_model, controller, part, horizon, torch.Generator().manual_seed(seed ^ rank ^ 2**31), *rest))
     join = lambda xs: tuple(torch.cat(x, -2) for x in zip(*xs)) if isinstance(xs[0], tuple) else torch.cat(xs)
     return Dream(**{k: join([vars(p)[k] for p in parts]) for k in vars(parts[0])})
 
