@@ -51,7 +51,9 @@ def has_tf32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 def pick_precision(choice: Precision, device: torch.device) -> str:     # float32, tf32 or bfloat16
-    "`auto` is bfloat16 on CUDA devices that have it and float32 elsewhere. `UserError` for what the device cannot do."
+    """`auto` is bfloat16 on CUDA devices that have it and float32 elsewhere.
+
+    `UserError` for what the device cannot do."""
     where = "GPU" if device.type == "cuda" else "CPU"
     if choice == "auto":
         return "bfloat16" if device.type == "cuda" and has_bfloat16(device) else "float32"
@@ -89,7 +91,7 @@ class _Rounded(torch.autograd.Function):
 def rounded_places(
     modules: Iterable[nn.Module | None],
 ) -> list[tuple[dict, str]]:            # (a module's parameters by name, a name)
-    "The float32 parameters that are rounded: all but those of parts marked `keeps_float32` and of LSTMs."
+    "The float32 parameters that are rounded: not those marked `keeps_float32`, nor those of LSTMs."
     found, seen = [], set()
     todo = [m for m in modules if m is not None]
     while todo:
@@ -122,7 +124,7 @@ def use_precision(
     precision: str,                     # from `pick_precision`
     device: torch.device,
 ) -> Callable[..., contextlib.AbstractContextManager]:
-    """A maker of contexts: `with arithmetic(M, C): ...` lets these modules compute in that precision.
+    """A maker of contexts: `with arithmetic(M, C): ...` lets these modules compute so.
 
     Sets PyTorch's TF32 switches, which are global."""
     if device.type == "cuda":

@@ -206,7 +206,8 @@ def variants(device: torch.device) -> dict[str, dict]:
     if device.type == "cuda":
         best = "bfloat16" if has_bfloat16(device) else "float32"
         names += [f"{best} compile", f"{best} graphs", f"{best} compile graphs"]
-    return {name: {"precision": name.split()[0]} | {switch: True for switch in name.split()[1:]} for name in names}
+    switches = lambda name: {switch: True for switch in name.split()[1:]}
+    return {name: {"precision": name.split()[0]} | switches(name) for name in names}
 
 def compare(config: Config, repeats: int = 10, among: dict[str, dict] | None = None) -> dict:
     "`bench` for every variant of the device, or those in `among`: {'variants': {name: what bench found, or {'failed': why}}}."
@@ -214,7 +215,7 @@ def compare(config: Config, repeats: int = 10, among: dict[str, dict] | None = N
     for name, changes in (among or variants(pick_device(config.device))).items():
         try:
             found[name] = bench(config.change(changes), repeats)
-        except Exception as e:                                  # one variant that this device cannot do must not cost the others
+        except Exception as e:                                  # it must not cost the others
             found[name] = {"failed": f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"}
         gc.collect()
         torch._dynamo.reset()

@@ -34,7 +34,7 @@ import tyro
 from .agent import Agent, read_agent
 from .bench import bench, bench_table, compare, compare_table
 from .checkpoint import CheckpointWarning, has_saves, is_whole, load_checkpoint
-from .config import PRESETS, Config, check_ranges, cost, differences, preset, preset_for
+from .config import PRESETS, Config, SettingsWarning, check_ranges, cost, differences, preset, preset_for
 from .distributed import LostError, from_first, join, leave, processes, rank, together
 from .doctor import examine, report_text
 from .dream import dream_media
@@ -67,7 +67,11 @@ def starting_point(argv: Sequence[str]) -> Config:
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--preset", "--env"):
         peek.add_argument(option, nargs="?")
+    peek.add_argument("--out", nargs="?")
+    peek.add_argument("--resume", action="store_true")
     known, _ = peek.parse_known_args(list(argv))
+    if known.resume and known.out and not known.preset and RunFolder(known.out).config.exists():
+        return RunFolder(known.out).read_config()               # what a resumed run was made with
     return preset(known.preset or (preset_for(known.env) if known.env else "catch"))
 
 # %% ../nbs/21_cli.ipynb #c011
@@ -79,7 +83,8 @@ def announce(trainer: Trainer) -> str:
     done = f" ({trainer.epoch} epochs are done)" if trainer.epoch else ""
     where = f"{trainer.device}" if processes() == 1 else f"{processes()} processes ({trainer.device.type})"
     last = f" (the last {config.learn_on} only learn)" if config.learn_on else ""
-    interim = f"{config.epochs // e.every} of {e.interim} episodes and " if e.every else ""
+    times = config.epochs // e.every if e.every else 0
+    interim = f"{times} of {e.interim} episodes and " if times else ""
     final = f"one of {e.episodes} at the end"
     final += ", for the last agent and for the best" if interim else ""
     return (f"{config.env} on {where}, {config.epochs} epochs{last}: "
@@ -463,11 +468,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     try:
         with warnings.catch_warnings(), Signals() if argv[:1] == ["train"] else contextlib.nullcontext():      # from the start: building takes its time
-            usual = warnings.showwarning
+            usual, settings = warnings.showwarning, set()
             warnings.simplefilter("always", CheckpointWarning)
-            warnings.showwarning = lambda text, kind, *where: complain(str(text), 0) if issubclass(kind, CheckpointWarning) else usual(text, kind, *where)
+            warnings.simplefilter("always", SettingsWarning)
+            def show(text, kind, *where):
+                if issubclass(kind, SettingsWarning): settings.add(str(text))   # said once, below
+                elif issubclass(kind, CheckpointWarning): complain(str(text), 0)
+                else: usual(text, kind, *where)
+            warnings.showwarning = show
             try:
-                code = parse(argv).run("simulus-nb " + shlex.join(argv))
+                command = parse(argv)
+                if argv[0] in ("train", "bench", "doctor"):                     # whose settings they are
+                    for text in settings: complain(text, 0)
+                code = command.run("simulus-nb " + shlex.join(argv))
                 leave()
             finally:
                 sys.stdout.flush()

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -41,7 +42,7 @@ from .imagination import Dream, dream_step, imagine
 from .perceptual import VGG_URL, PerceptualLoss
 from .replay import Segment, obs_dtype, row_bytes
 from .spaces import ActionSpec, ObsSpec, UserError
-from .trainer import Learner, Stages, infer_specs, make_agent, pick_device, update
+from .trainer import Learner, Stages, as_graphs, infer_specs, make_agent, pick_device, update
 
 # %% ../nbs/35_doctor.ipynb #c005
 def storages(tree: object) -> list[torch.UntypedStorage]:
@@ -251,7 +252,12 @@ SIZES = ("tokenizer.", "world_model.", "controller.", "precision", "compile", "g
          "train_c.batch", "train_c.burn_in", "train_c.context",
          "train_c.horizon")  # settings that seconds depend on
 
-def stored_seconds(path: Path, config: Config, precision: str) -> float:
+def stored_seconds(
+    path: Path,
+    config: Config,
+    precision: str,
+    pictures: bool = True,              # whether the world shows any
+) -> float:
     """Seconds of a whole run by the file of `simulus-nb bench --json`, with --compare or without.
     `UserError` if it was made for other sizes."""
     try:
@@ -261,8 +267,10 @@ def stored_seconds(path: Path, config: Config, precision: str) -> float:
             found = found["variants"][" ".join([precision, *switches])]
             config = config.change({"precision": precision})
         each, theirs = dict(found["seconds"]), flat(Config.from_json(found["config"]))
-        count = {name: n for name, n in run_counts(config).items() if name in each}
+        count = {name: n for name, n in run_counts(config).items() if pictures or name[-1] != "V"}
+        if pictures is False and "V" in each: raise KeyError("a world without pictures")
         seconds = run_seconds(count, each)                      # Eq. (30.1)
+        if not 0 < seconds < math.inf or min(each.values()) < 0: raise ValueError("no durations")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"--bench {path} tells nothing of this run ({type(e).__name__}: {e}): "
                         "make it with simulus-nb bench --json") from None
@@ -382,10 +390,12 @@ def tools(config: Config) -> Finding:
 # %% ../nbs/35_doctor.ipynb #c019a
 def weights(
     config: Config,
-    pictures: bool = True,      # whether the world shows any
+    pictures: bool | None = True,   # whether the world shows any; None: not known
 ) -> Finding:
     "The network that judges V's pictures: whole and in its place, or how to bring it there."
     choice = config.tokenizer.image.perceptual
+    if pictures is None and choice not in ("none", "random"):
+        return Finding("weights", "not known until the world opens")
     if choice in ("none", "random") or not pictures:
         return Finding("weights", "none needed")
     cache = Path(torch.hub.get_dir()) / "checkpoints" / VGG_URL.rsplit("/", 1)[1]
@@ -492,7 +502,7 @@ def run_estimate(
 ) -> tuple[float, str]:
     "Seconds of the whole run without the world's own, and where they come from."
     if bench is not None:
-        return stored_seconds(bench, config, precision), f"by the rates in {bench}"
+        return stored_seconds(bench, config, precision, "V" in parts), f"by the rates in {bench}"
     rate = product_rate(device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
     seconds = estimated_seconds(config, parts, call_seconds(device), rate, device)
     how = f"a rough estimate at {SHARE:.0%} of {rate / 1e9:,.0f} GFLOP/s"
@@ -507,12 +517,13 @@ class Visit:
         self.device, self.precision = torch.device("cpu"), "float32"    # until the device is known
         self.needed: dict[str, tuple[dict[str, Need], int]] = {}
         self.specs: tuple[ObsSpec, ActionSpec] | None = None
-        self.pictures, self.seconds = True, None
+        self.pictures, self.seconds = None, None
 
     def see_device(self) -> Finding:
         "Where tensors will live, and in which precision."
         self.device = pick_device(self.config.device)
         self.precision = pick_precision(self.config.precision, self.device)
+        if self.config.graphs: as_graphs({}, self.device, None)     # complains where there are none
         return Finding("device", f"{self.device}, products in {self.precision}")
 
     def see_world(self) -> Finding:
@@ -544,7 +555,7 @@ def examine(config: Config, bench: Path | None = None) -> dict:
     visit = Visit(config, bench)
     findings = [look("device", visit.see_device)]
     if bench is not None:
-        stored_seconds(bench, config, visit.precision)
+        stored_seconds(bench, config, visit.precision, visit.pictures)
     findings += [look("machine", lambda: machine(visit.device)), look("packages", packages),
                  look("tools", lambda: tools(config)), look("world", visit.see_world),
                  look("weights", lambda: weights(config, visit.pictures))]

@@ -252,7 +252,7 @@ class ReplayBuffer(SavedTable):
     def segments(self, batch: int, length: int, context: int = 1,
                  generator: torch.Generator | None = None) -> Segment:
         """Windows for M, uniform over all that show a transition: Eq. (2.7). Each is equally often
-        a target at each of the places 1..length-1. `context` only has to leave one of them."""
+        a target at each of the places 1..length-1. `context` is only checked: it must be smaller than `length`."""
         if not 1 <= context < length:
             raise UserError(f"segments need 1 <= context < length; got context={context}, length={length}")
         total = self.count_windows(length)

@@ -46,7 +46,7 @@ from .accelerate import GraphedStep, Recorder, compiled, pick_precision, use_pre
 from .agent import Agent
 from .checkpoint import (Checkpoint, CheckpointWarning, DamagedError, check_tensors, flatten_optimizer,
                                    has_saves, load_checkpoint, load_module, restore_optimizer, rng_state, save_checkpoint, set_rng_state, write_atomic)
-from .config import Config, differences, flat
+from .config import Config, cost, differences, flat
 from .distributed import (any_of, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place, processes, rank,
                                     share_random)
 from .dream import dream_media
@@ -556,7 +556,8 @@ class Watched(RunState):
 
 # %% ../nbs/20_trainer.ipynb #c030
 class Stages(Watched):
-    "The four things an epoch consists of."
+    "Playing, tokens, and three kinds of learning."
+    adrift = False                           # an error came in the middle of play
 
     def collect(self) -> dict[str, float]:
         "Play on with the current C and keep what happened, a stretch at a time: Eq. (20.1)."
@@ -582,11 +583,12 @@ class Stages(Watched):
     def play_on(self, steps: int) -> tuple[list[Rows], list, list[tuple[int, int]]]:
         """What the collector returns, and number and length of the game in progress everywhere.
 
-        An error of the environment leaves the run as it was."""
+        After an error the games are led back before they go on: `Streams.collect`."""
         before = rng_state(), self.generator.get_state(), self.policy.state
         try:
             streams, episodes = self.collector.collect(self.policy, steps)
-        except Exception:
+        except BaseException:
+            self.adrift = True
             set_rng_state(before[0])
             self.generator.set_state(before[1])
             self.policy.state = before[2]
@@ -806,6 +808,18 @@ class Streams(Repeated):
             self.seed_all((self.config.seed * 1_000_003 + self.epoch * 1_009 + 1) % 2**31)
         return kind
 
+    def collect(self) -> dict[str, float]:
+        "As in `Stages`; games that an error interrupted are first led back to where the buffer ends."
+        if self.adrift:
+            K_a = self.agent.action_spec.count
+            actions = [np.array(x, np.int64).reshape(len(x), K_a) for x in self.played]
+            state = self.generator.get_state()
+            with undisturbed():
+                self.lead_back(self.games, actions, self.policy.state)
+            self.generator.set_state(state)
+            self.adrift = False
+        return super().collect()
+
     def check_best(self, best: dict, tensors: dict[str, Tensor], epoch: int) -> None:
         "Raise a `UserError` unless this is an agent like ours that was evaluated before now."
         check_tensors(self.agent, tensors, "best agent")
@@ -1009,7 +1023,8 @@ class Run(Logged):
             raise UserError(f"the checkpoints of {self.folder.path} are gone: put {self.folder.checkpoint.name} back, or start again in another folder with --out")
         else:                                # stopped before anything was saved: from the beginning
             self.restore_metrics("")
-        if self.config != stored:
+        if self.config != stored:                               # no longer the run that was finished
+            from_first(lambda: self.folder.manifest.unlink(missing_ok=True))
             from_first(lambda: self.folder.write(self.folder.config, self.config.to_json()))
 
     def load(self, folder: Path) -> None:
@@ -1022,6 +1037,10 @@ class Run(Logged):
                     raise
                 super().load(self.folder.collected)
         except OtherSchedule as e:
+            if cost(self.config)["env_steps"] > e.args[0]:
+                raise UserError(f"{self.folder.path} has learnt on since it collected last, and what it "
+                                f"saved then, in {self.folder.collected.name}, is gone: it cannot be "
+                                "lengthened; start a new run") from None
             raise UserError(f"{self.folder.path} has {e.args[0]:,} environment steps behind it: "
                             f"give it at least as many, --steps {e.args[0]}") from None
 

@@ -163,7 +163,8 @@ def test_a_device_that_computes_wrongly_is_found(monkeypatch):
 
 
 def test_stored_rates(tmp_path):
-    path, config, each = tmp_path / "b.json", tiny(), {"play": 1.0, "V": 2.0, "world": 9.0}
+    path, config, each = tmp_path / "b.json", tiny(), {}
+    each = {name: 0.0 for name in doctor.run_counts(config)} | {"play": 1.0, "V": 2.0, "world": 9.0}
     path.write_text(json.dumps({"seconds": each, "config": config.to_json()}))
     n = doctor.run_counts(config)
     assert stored_seconds(path, config, "float32") == n["play"] + 2 * n["V"]

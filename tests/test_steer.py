@@ -474,3 +474,42 @@ def test_a_factory_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(KeyError, match="no key") as error:
         Trainer(toy(env="mine"), tmp_path / "run", progress=False, make_env=broken)
     assert error.traceback[-1].name == "broken" and not (tmp_path / "run" / "config.json").exists()
+
+
+class Flaky(gymnasium.Wrapper):
+    "Catch whose simulator fails once, after so many steps of all together."
+    left = 10**9
+
+    def __init__(self):
+        super().__init__(gymnasium.make("simulus/Catch-v0", size=16))
+
+    def step(self, action):
+        Flaky.left -= 1
+        if Flaky.left == 0: raise ConnectionError("the simulator is gone for a moment")
+        return self.env.step(action)
+
+
+@pytest.mark.parametrize("after", [3, 40, 71])
+def test_going_on_after_an_error_of_the_world(tmp_path, monkeypatch, after):
+    "The same Trainer, asked to train again, comes to what an unbroken run comes to: no step is lost or glued to another game."
+    c = toy(tokenizer__image__image_size=16)
+    monkeypatch.setattr(Flaky, "left", 10**9)
+    unbroken = Trainer(c, tmp_path / "unbroken", progress=False, make_env=Flaky).train()
+    Flaky.left = after
+    broken = Trainer(c, tmp_path / "broken", progress=False, make_env=Flaky)
+    with pytest.raises(ConnectionError): broken.train()
+    Flaky.left = 10**9
+    assert_equal(unbroken, broken.train())
+
+
+def test_settings_that_suit_badly_are_said_once_and_the_stored_ones_are_the_base(tmp_path, capsys):
+    out, line = str(tmp_path / "run"), "simulus-nb: train_c.context + train_c.horizon - 1 = 31 blocks"
+    words = ["--env", "CartPole-v1", "--steps", "40", "--collect.steps", "40", "--train-m.steps", "1", "--train-c.steps", "1", "--threads", "1", "--device", "cpu",
+             "--evaluation.episodes", "1", "--evaluation.every", "0", "--train-c.horizon", "30", "--train-m.batch", "2", "--train-c.batch", "2"]
+    assert main(["train", *words, "--out", out]) == 0
+    said = capsys.readouterr()
+    assert said.err.count(line) == 1 and "evaluations: one of 1 at the end;" in said.out
+    assert main(["evaluate", out, "--device", "cpu"]) == 0
+    assert "SettingsWarning" not in (err := capsys.readouterr().err) and line not in err
+    assert main(["train", "--resume", "--out", out, "--learn-on", "1"]) == 2
+    assert "leaves none of 1 epochs" in capsys.readouterr().err                # of its own, not of the default world's
