@@ -471,6 +471,7 @@ class RunState:
         self.learner = Learner(self.agent, config, self.generator)
         self.replay = make_replay(config, self.agent)
         self.epoch, self.env_steps, self.seconds, self.cursor = 0, 0, 0.0, Cursor()
+        self.adrift = False                                     # whether an error came amid play
         make, n = env_maker(config, True, make_env), config.collect.num_envs
         self.worlds = [Games(make()) for _ in range(n)]
         self.collector = Collector([lambda world=world: world for world in self.worlds],
@@ -557,7 +558,6 @@ class Watched(RunState):
 # %% ../nbs/20_trainer.ipynb #c030
 class Stages(Watched):
     "Playing, tokens, and three kinds of learning."
-    adrift = False                           # an error came in the middle of play
 
     def collect(self) -> dict[str, float]:
         "Play on with the current C and keep what happened, a stretch at a time: Eq. (20.1)."
@@ -581,9 +581,7 @@ class Stages(Watched):
         return {"return": sum(returns) / n, "length": sum(lengths) / n, "episodes": n} if n else {}
 
     def play_on(self, steps: int) -> tuple[list[Rows], list, list[tuple[int, int]]]:
-        """What the collector returns, and number and length of the game in progress everywhere.
-
-        After an error the games are led back before they go on: `Streams.collect`."""
+        "What the collector returns, and each game's number and length. Errors: see `Streams.collect`."
         before = rng_state(), self.generator.get_state(), self.policy.state
         try:
             streams, episodes = self.collector.collect(self.policy, steps)
