@@ -43,7 +43,8 @@ def bfloat16_cost(seconds: float = 0.02) -> float:
 
 def has_bfloat16(device: torch.device) -> bool:
     "Whether `device` has units for bfloat16; on a CPU, whether it is not slower: Eq. (29.2a)."
-    if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type != "cpu" or bfloat16_cost() <= SLOWEST       # Eq. (29.2a)
 
 def has_tf32(device: torch.device) -> bool:

@@ -29,13 +29,20 @@ from .trainer import Stages, pick_device
 def encoded_rows(c: Config) -> int:
     "Observations that V turns into tokens in a whole run: Eq. (30.2)."
     start = min(c.train_m.start, c.train_c.start)
-    return sum(min(c.collect.capacity, c.collect.steps * min(e + 1, c.collecting)) for e in range(start, c.epochs))     # Eq. (30.2)
+    # Eq. (30.2)
+    return sum(
+        min(c.collect.capacity, c.collect.steps * min(e + 1, c.collecting))
+        for e in range(start, c.epochs)
+    )
 
 def run_counts(c: Config) -> dict[str, float]:
     "How often each part of `Bench` occurs in a run: the n_i of Eq. (30.1)."
     total = cost(c)
     updates = {name: total[name.lower()] for name in "VMC"}
-    return {"play": total["env_steps"], "encode": encoded_rows(c), **updates, **{f"batch of {name}": n for name, n in updates.items()}}
+    return {
+        "play": total["env_steps"], "encode": encoded_rows(c), **updates,
+        **{f"batch of {name}": n for name, n in updates.items()}
+    }
 
 def run_seconds(
     count: dict[str, float],        # n_i: how often each part occurs in a run
@@ -53,7 +60,8 @@ def clock(
 ) -> float:
     "Median seconds of one call."
     def wait():
-        if device.type != "cpu": getattr(torch, device.type).synchronize()
+        if device.type != "cpu":
+            getattr(torch, device.type).synchronize()
     seconds = []
     for _ in range(ignored + repeats):
         wait()
@@ -71,7 +79,8 @@ def product_rate(device: torch.device, dtype: torch.dtype, n: int | None = None)
 
 # %% ../nbs/30_performance.ipynb #c011
 class Products(TorchDispatchMode):
-    "Notes all matrix products and convolutions that happen inside `with`: their operations, kinds and shapes. (LSTMs are single operations of PyTorch and not seen.)"
+    """Notes all matrix products and convolutions that happen inside `with`: their operations, kinds
+    and shapes. (LSTMs are single operations of PyTorch and not seen.)"""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +92,10 @@ class Products(TorchDispatchMode):
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
-            like = tree_map_only(Tensor, lambda x: ("tensor", tuple(x.shape), x.stride(), x.dtype, x.device), (args, kwargs))
+            like = tree_map_only(
+                Tensor, lambda x: ("tensor", tuple(x.shape), x.stride(), x.dtype, x.device),
+                (args, kwargs)
+            )
             self.calls[(func, repr(like))] = (self.calls.get((func, repr(like)), (0,))[0] + 1, like)
         return out
 
@@ -92,13 +104,15 @@ class Products(TorchDispatchMode):
         def make(x):
             if type(x) is tuple and x[:1] == ("tensor",):
                 return torch.empty_strided(x[1], x[2], dtype=x[3], device=x[4]).normal_()
-            if isinstance(x, dict): return {name: make(y) for name, y in x.items()}
+            if isinstance(x, dict):
+                return {name: make(y) for name, y in x.items()}
             return type(x)(make(y) for y in x) if isinstance(x, (list, tuple)) else x
         seconds = 0.0
         for (func, _), (n, like) in self.calls.items():
             args, kwargs = make(like)
             device = next(x.device for x in args if isinstance(x, Tensor))
-            seconds += n * clock(lambda: func(*args, **kwargs), repeats, device, ignored=1)     # Eq. (30.4)
+            # Eq. (30.4)
+            seconds += n * clock(lambda: func(*args, **kwargs), repeats, device, ignored=1)
         return seconds
 
 # %% ../nbs/30_performance.ipynb #c014
@@ -107,24 +121,39 @@ class Bench(Stages):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.random = RandomAgent(self.agent.obs_spec, self.agent.action_spec).policy(config.collect.num_envs)
+        self.random = RandomAgent(self.agent.obs_spec, self.agent.action_spec).policy(
+            config.collect.num_envs
+        )
         rows = 4 * config.collect.num_envs * max(config.train_m.segment, config.train_c.burn_in)
         for env, stream in enumerate(self.collector.collect(self.random, rows)[0]):
             self.replay.extend(env, stream)
         self.tokenise()
 
     def parts(self) -> dict[str, tuple[Callable[[], object], int]]:
-        "{name: (one call, how many steps, frames or updates that is)}; V's parts only where there are images."
+        """{name: (one call, how many steps, frames or updates that is)}; V's parts only where there
+        are images."""
         c, replay, learner, draw = self.config, self.replay, self.learner, self.generator
         m, d, steps = c.train_m, c.train_c, 16 * c.collect.num_envs
-        v_batch, m_batch, c_batch = (lambda: replay.frames(c.train_v.batch, draw), lambda: replay.segments(m.batch, m.segment, m.context, draw),
-                                     lambda: replay.contexts(d.batch, d.burn_in, draw))
+        v_batch, m_batch, c_batch = (
+            lambda: replay.frames(c.train_v.batch, draw),
+            lambda: replay.segments(m.batch, m.segment, m.context, draw),
+            lambda: replay.contexts(d.batch, d.burn_in, draw)
+        )
         frames, segment, context = v_batch(), m_batch(), c_batch()
-        parts = {"world": (lambda: self.collector.collect(self.random, steps), steps), "play": (self.play, steps),
-                 "encode": (self.tokenise, len(replay)), "batch of V": (v_batch, 1), "V": (lambda: learner.v_step(frames), 1),
-                 "batch of M": (m_batch, 1), "M": (lambda: learner.m_step(segment), 1), "batch of C": (c_batch, 1), "C": (lambda: learner.c_step(context), 1),
-                 "dream": (self.dream_step(context, dream_step), 1), "one by one": (self.dream_step(context, one_by_one), 1)}
-        return parts if "v" in learner.optimizers else {k: p for k, p in parts.items() if not k.endswith("V")}
+        parts = {
+            "world": (lambda: self.collector.collect(self.random, steps), steps),
+            "play": (self.play, steps), "encode": (self.tokenise, len(replay)),
+            "batch of V": (v_batch, 1), "V": (lambda: learner.v_step(frames), 1),
+            "batch of M": (m_batch, 1), "M": (lambda: learner.m_step(segment), 1),
+            "batch of C": (c_batch, 1), "C": (lambda: learner.c_step(context), 1),
+            "dream": (self.dream_step(context, dream_step), 1),
+            "one by one": (self.dream_step(context, one_by_one), 1)
+        }
+        return (
+            parts
+            if "v" in learner.optimizers
+            else {k: p for k, p in parts.items() if not k.endswith("V")}
+        )
 
     def play(self) -> None:
         "Sixteen steps of every environment, nothing stored."
@@ -133,7 +162,9 @@ class Bench(Stages):
 
     def dream_step(self, context, step: Callable) -> Callable[[], object]:
         "A call of `step` for dreams that have seen the first two steps of `context`."
-        M, (z, a, mask) = self.agent.world_model, (x[:, :3] for x in (context.z, context.action, context.mask))
+        M, (z, a, mask) = (
+            self.agent.world_model, (x[:, :3] for x in (context.z, context.action, context.mask))
+        )
         with torch.no_grad():
             memory = M.remember(z[:, :2], a[:, :2], mask[:, :2])
         def work():
@@ -142,7 +173,9 @@ class Bench(Stages):
         return work
 
 def one_by_one(M, z: Tensor, action: Tensor, memory: Tensor) -> Tensor:
-    "The tokens of the next frame one after the other. Flattered: nothing is drawn or looked up in between."
+    """The tokens of the next frame one after the other.
+
+    Flattered: nothing is drawn or looked up in between."""
     y, memory = M.retnet(M.embed(z[:, None], action[:, None]), memory)
     y, outputs = M.xu[:1].expand(len(z), 1, 1, -1), []
     for _ in range(M.K):
@@ -155,49 +188,77 @@ NETWORKS = ("encode", "V", "M", "C", "dream")                   # parts that con
 
 def memory_in_use(device: torch.device) -> int | None:
     "Most bytes used so far: of the GPU since the last reset, or of the whole process."
-    if device.type == "cuda": return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
     try:
         import resource
     except ImportError:                                         # not on Windows
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if platform.system() == "Darwin" else 1024
+    )
 
 def bench(config: Config, repeats: int = 10) -> dict:
-    "Seconds, operations and memory of every part, and what they predict for the whole run; plain JSON values."
+    """Seconds, operations and memory of every part, and what they predict for the whole run; plain
+    JSON values."""
     stand = Bench(config)
     low = pick_precision(config.precision, stand.device) == "bfloat16"
     one, flops, products, peak = {}, {}, {}, {}
     for name, (work, units) in stand.parts().items():
-        if stand.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
+        if stand.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         one[name] = clock(work, repeats, stand.device) / units
         peak[name] = memory_in_use(stand.device)
-        if name in NETWORKS and not (config.compile or config.graphs):          # what is compiled or recorded cannot be watched
-            with Products() as seen: work()
+        # what is compiled or recorded cannot be watched
+        if name in NETWORKS and not (config.compile or config.graphs):
+            with Products() as seen:
+                work()
             flops[name], products[name] = seen.flops / units, seen.alone() / units
     count = {name: n for name, n in run_counts(config).items() if name in one}
     stand.collector.close()
     rate = product_rate(stand.device, torch.bfloat16 if low else torch.float32)
-    return {"env": config.env, "device": str(stand.device), "gpu": torch.cuda.get_device_name() if stand.device.type == "cuda" else None,
-            "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__, "repeats": repeats, "seconds": one, "count": count,
-            "run_seconds": run_seconds(count, one), "flops": flops, "products_seconds": products, "product_rate": rate, "peak_bytes": peak, "config": config.to_json()}
+    return {
+        "env": config.env, "device": str(stand.device),
+        "gpu": torch.cuda.get_device_name() if stand.device.type == "cuda" else None,
+        "threads": torch.get_num_threads(), "machine": platform.machine(),
+        "torch": torch.__version__, "repeats": repeats, "seconds": one, "count": count,
+        "run_seconds": run_seconds(count, one), "flops": flops, "products_seconds": products,
+        "product_rate": rate, "peak_bytes": peak, "config": config.to_json()
+    }
 
 # %% ../nbs/30_performance.ipynb #c016
 def duration(seconds: float) -> str:
     "In a unit that suits."
-    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 def bench_table(found: dict) -> str:
     "What `bench` found, as a table for people."
-    lines = [f"{'part':<12}{'ms each':>10}{'a second':>12}{'in a run':>14}{'minutes':>10}{'GFLOP':>11}{'GFLOP/s':>10}{'of products':>13}"]
+    lines = [
+        f"{'part':<12}{'ms each':>10}{'a second':>12}{'in a run':>14}{'minutes':>10}"
+        f"{'GFLOP':>11}{'GFLOP/s':>10}{'of products':>13}"
+    ]
     for name, seconds in found["seconds"].items():
         n, f = found["count"].get(name), found["flops"].get(name)
         share = f"{n:>14,}{n * seconds / 60:>10.1f}" if n is not None else " " * 24
-        work = f"{f / 1e9:>11.2f}{f / seconds / 1e9:>10.1f}{seconds / found['products_seconds'][name]:>12.2f}x" if f else ""
+        work = ""
+        if f:
+            over = seconds / found["products_seconds"][name]
+            work = f"{f / 1e9:>11.2f}{f / seconds / 1e9:>10.1f}{over:>12.2f}x"
         lines.append(f"{name:<12}{1e3 * seconds:>10.3f}{1 / seconds:>12,.1f}{share}{work}".rstrip())
     peak = max(filter(None, found["peak_bytes"].values()), default=None)
-    lines.append(f"a large matrix product runs at {found['product_rate'] / 1e9:,.0f} GFLOP/s; 'of products': time over that of the part's matrix products and convolutions alone")
-    if peak: lines.append(f"most memory in use: {peak / 2**30:.2f} GiB" + ("" if found["gpu"] else " (the whole process)"))
-    return "\n".join([*lines, f"a whole run on {found['gpu'] or found['device']}: about {duration(found['run_seconds'])}"])
+    lines.append(
+        f"a large matrix product runs at {found['product_rate'] / 1e9:,.0f} GFLOP/s; "
+        "'of products': time over that of the part's matrix products and convolutions alone"
+    )
+    if peak:
+        lines.append(
+            f"most memory in use: {peak / 2**30:.2f} GiB"
+            + ("" if found["gpu"] else " (the whole process)")
+        )
+    where, long = found["gpu"] or found["device"], duration(found["run_seconds"])
+    return "\n".join([*lines, f"a whole run on {where}: about {long}"])
 
 # %% ../nbs/30_performance.ipynb #c020
 def variants(device: torch.device) -> dict[str, dict]:
@@ -210,7 +271,8 @@ def variants(device: torch.device) -> dict[str, dict]:
     return {name: {"precision": name.split()[0]} | switches(name) for name in names}
 
 def compare(config: Config, repeats: int = 10, among: dict[str, dict] | None = None) -> dict:
-    "`bench` for every variant of the device, or those in `among`: {'variants': {name: what bench found, or {'failed': why}}}."
+    """`bench` for every variant of the device, or those in `among`: {'variants': {name: what bench
+    found, or {'failed': why}}}."""
     found = {}
     for name, changes in (among or variants(pick_device(config.device))).items():
         try:
@@ -219,17 +281,24 @@ def compare(config: Config, repeats: int = 10, among: dict[str, dict] | None = N
             found[name] = {"failed": f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"}
         gc.collect()
         torch._dynamo.reset()
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return {"variants": found}
 
 def compare_table(found: dict) -> str:
     "What `compare` found: milliseconds of the updates, and the whole run."
-    lines = [f"{'':<28}{'V ms':>10}{'M ms':>10}{'C ms':>10}{'dream ms':>10}{'peak GiB':>10}   a whole run"]
+    lines = [
+        f"{'':<28}{'V ms':>10}{'M ms':>10}{'C ms':>10}{'dream ms':>10}{'peak GiB':>10}   a whole "
+        "run"
+    ]
     for name, f in found["variants"].items():
         if "failed" in f:
             lines.append(f"{name:<28}failed: {f['failed']}")
             continue
-        ms = "".join(f"{1e3 * f['seconds'][k]:>10.2f}" if k in f["seconds"] else f"{'-':>10}" for k in ("V", "M", "C", "dream"))
+        ms = "".join(
+            f"{1e3 * f['seconds'][k]:>10.2f}" if k in f["seconds"] else f"{'-':>10}"
+            for k in ("V", "M", "C", "dream")
+        )
         peak = max(filter(None, f["peak_bytes"].values()), default=0)
         lines.append(f"{name:<28}{ms}{peak / 2**30:>10.2f}   {duration(f['run_seconds'])}")
     return "\n".join(lines)

@@ -23,12 +23,22 @@ from .tokenizer import TokenEmbedding, action_group, mask_invalid
 class ControllerConfig:
     "Sizes of C (defaults: Simulus on Atari)."
     width: int = field(default=512, metadata=dict(help="latent and LSTM width d_C", low=1))
-    channels: tuple[int, int] = field(default=(128, 64), metadata=dict(help="channels of the two convolutions over a token grid", low=1))
-    embedding: int = field(default=64, metadata=dict(help="width of C's own token embeddings (vectors, categories)", low=1))
-    shared: bool = field(default=True, metadata=dict(help="actor and critic share encoder and LSTM"))
+    channels: tuple[int, int] = field(
+        default=(128, 64),
+        metadata=dict(help="channels of the two convolutions over a token grid", low=1)
+    )
+    embedding: int = field(
+        default=64,
+        metadata=dict(help="width of C's own token embeddings (vectors, categories)", low=1)
+    )
+    shared: bool = field(
+        default=True, metadata=dict(help="actor and critic share encoder and LSTM")
+    )
     value_bins: int = field(default=129, metadata=dict(help="bins of the critic", low=3))
     value_limit: float = field(default=15.0, metadata=dict(help="largest |symlog(value)|", low=0.1))
-    value_mean: Literal["symlog", "raw"] = field(default="symlog", metadata=dict(help="space in which the critic's bins are averaged"))
+    value_mean: Literal["symlog", "raw"] = field(
+        default="symlog", metadata=dict(help="space in which the critic's bins are averaged")
+    )
 
 # %% ../nbs/13_controller.ipynb #c009
 def standardised(
@@ -40,66 +50,93 @@ def standardised(
 
 # %% ../nbs/13_controller.ipynb #c011
 class ModalityEncoder(nn.Module):
-    "Tokens of one modality to one vector, Eq. (13.4): convolutions over a token grid, a linear layer over a list of tokens."
+    """Tokens of one modality to one vector, Eq. (13.4): convolutions over a token grid, a linear
+    layer over a list of tokens."""
 
     def __init__(
         self,
         group: TokenGroup,                                   # the modality's tokens
         config: ControllerConfig,
-        codebook: Callable[[], Tensor] | None,               # returns V's codebook (N, width_E), if V learned one
+        codebook: Callable[[], Tensor] | None,              # returns V's codebook (N, width_E), if
+                                                            # V learned one
     ):
         super().__init__()
         self.group = group
         width = codebook().shape[-1] if codebook is not None else config.embedding
-        self.embed = TokenEmbedding(group, width, codebook and (lambda: standardised(codebook())))     # Eq. (13.5a)
+        # Eq. (13.5a)
+        self.embed = TokenEmbedding(group, width, codebook and (lambda: standardised(codebook())))
         if group.grid is not None:
             c1, c2 = config.channels
-            self.conv = nn.Sequential(nn.Conv2d(width, c1, 3, padding=1), nn.SiLU(), nn.Conv2d(c1, c2, 3, padding=1), nn.SiLU())   # Eq. (13.5)
+            # Eq. (13.5)
+            self.conv = nn.Sequential(
+                nn.Conv2d(width, c1, 3, padding=1), nn.SiLU(), nn.Conv2d(c1, c2, 3, padding=1),
+                nn.SiLU()
+            )
             width = c2
-        self.out = nn.Sequential(nn.Linear(width * group.count, config.width), nn.LayerNorm(config.width), nn.SiLU())
+        self.out = nn.Sequential(
+            nn.Linear(width * group.count, config.width), nn.LayerNorm(config.width), nn.SiLU()
+        )
 
     def forward(self, z: Tensor) -> Tensor:                  # (n, K_i * C_i) -> (n, width)
         x = self.embed(z, self.out[0].weight.dtype)          # (n, K_i, width_E)
         if self.group.grid is not None:
-            x = self.conv(x.movedim(-1, 1).unflatten(-1, self.group.grid))      # Eq. (13.5), (n, c2, rows, cols)
+            # Eq. (13.5), (n, c2, rows, cols)
+            x = self.conv(x.movedim(-1, 1).unflatten(-1, self.group.grid))
         return self.out(x.flatten(1))                        # Eq. (13.4)
 
 # %% ../nbs/13_controller.ipynb #c015
 class Trunk(nn.Module):
     "Encoders, fusion g_ψ and LSTM: a sequence z_1, a_1, z_2, a_2, ... to hidden states."
 
-    def __init__(self, layout: TokenLayout, action_spec: ActionSpec, config: ControllerConfig, codebooks: Callable[[], dict[str, Tensor]]):
+    def __init__(
+        self, layout: TokenLayout, action_spec: ActionSpec, config: ControllerConfig,
+        codebooks: Callable[[], dict[str, Tensor]]
+    ):
         super().__init__()
         self.layout, w, learned = layout, config.width, codebooks().keys()
         self.encoders = nn.ModuleList(
-            ModalityEncoder(g, config, (lambda key=g.key: codebooks()[key]) if g.key in learned else None) for g in layout.groups)
+            ModalityEncoder(
+                g, config, (lambda key=g.key: codebooks()[key]) if g.key in learned else None
+            )
+            for g in layout.groups
+        )
         n = len(layout.groups)
-        self.fuse = nn.Identity() if n == 1 else nn.Sequential(nn.Linear(n * w, w), nn.LayerNorm(w), nn.SiLU())
+        self.fuse = (
+            nn.Identity()
+            if n == 1
+            else nn.Sequential(nn.Linear(n * w, w), nn.LayerNorm(w), nn.SiLU())
+        )
         self.embed_action = TokenEmbedding(action_group(action_spec), w)
         self.lstm = nn.LSTM(w, w, batch_first=True)
 
     def encode(self, z: Tensor) -> Tensor:                   # (..., S) -> (..., width)
         "x_t of an observation: Eqs. (13.6), (13.7)."
         flat = z.flatten(0, -2)                              # all steps of all rows at once
-        parts = [enc(flat[:, span]) for enc, span in zip(self.encoders, self.layout.slices().values())]
-        return self.fuse(torch.cat(parts, -1)).unflatten(0, z.shape[:-1])       # Eqs. (13.6), (13.7)
+        parts = [
+            enc(flat[:, span]) for enc, span in zip(self.encoders, self.layout.slices().values())
+        ]
+        return self.fuse(torch.cat(parts, -1)).unflatten(0, z.shape[:-1])   # Eqs. (13.6), (13.7)
 
     def actions(self, action: Tensor) -> Tensor:             # (..., K_a) -> (..., width)
         "e_t of an action: Eq. (13.8)."
         return self.embed_action(action).mean(-2)            # Eq. (13.8)
 
-    def sequence(self, z: Tensor, action: Tensor) -> Tensor: # (B, T, S), (B, T, K_a) -> (B, T, 2, width)
+    def sequence(self, z: Tensor, action: Tensor) -> Tensor:  # (B, T, S), (B, T, K_a) -> (B, T, 2,
+                                                              # width)
         "The row that C reads, two elements per step: Eq. (13.1)."
         return torch.stack([self.encode(z), self.actions(action)], 2)           # Eq. (13.1)
 
     def run(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "LSTM over x (B, n, width) from h, c (B, width), in their precision: all hidden states, the last h and c."
-        y, (h, c) = self.lstm(x.to(h.dtype), (h[None].contiguous(), c[None].contiguous()))  # Eqs. (13.9), (13.10)
+        """LSTM over x (B, n, width) from h, c (B, width), in their precision: all hidden states,
+        the last h and c."""
+        # Eqs. (13.9), (13.10)
+        y, (h, c) = self.lstm(x.to(h.dtype), (h[None].contiguous(), c[None].contiguous()))
         return y, h[0], c[0]
 
 # %% ../nbs/13_controller.ipynb #c023
 def init_weights(trunk: Trunk) -> None:
-    "Start of a trunk: what differs between observations reaches h undiminished, and stays: Eq. (13.16b)."
+    """Start of a trunk: what differs between observations reaches h undiminished, and stays: Eq.
+    (13.16b)."""
     for m in trunk.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
@@ -110,7 +147,8 @@ def init_weights(trunk: Trunk) -> None:
     for name, p in trunk.lstm.named_parameters():
         for k, gate in enumerate(p.data.chunk(4)):           # input, forget, candidate, output
             if p.ndim == 1:
-                nn.init.constant_(gate, 1.0 if k == 1 else 0.0)         # two biases a gate, so b_f = 2: Eq. (13.16b)
+                # two biases a gate, so b_f = 2: Eq. (13.16b)
+                nn.init.constant_(gate, 1.0 if k == 1 else 0.0)
             else:
                 nn.init.orthogonal_(gate, gain=3.0 if "ih" in name else 1.0)
 
@@ -125,33 +163,44 @@ class ActorCritic(nn.Module):
         layout: TokenLayout,                                 # tokens of an observation
         action_spec: ActionSpec,                             # tokens of an action
         config: ControllerConfig = ControllerConfig(),
-        codebooks: Callable[[], dict[str, Tensor]] = dict,   # V's codebooks by modality (read, never trained here)
+        codebooks: Callable[[], dict[str, Tensor]] = dict,  # V's codebooks by modality (read, never
+                                                            # trained here)
     ):
         super().__init__()
         self.config, self.action_spec = config, action_spec
-        self.trunks = nn.ModuleList(Trunk(layout, action_spec, config, codebooks) for _ in range(1 if config.shared else 2))
+        self.trunks = nn.ModuleList(
+            Trunk(layout, action_spec, config, codebooks) for _ in range(1 if config.shared else 2)
+        )
         self.actor = nn.Linear(config.width, action_spec.count * action_spec.vocab)
         self.critic = nn.Linear(config.width, config.value_bins)
-        self.value = HLGauss(-config.value_limit, config.value_limit, config.value_bins, mean=config.value_mean)
+        self.value = HLGauss(
+            -config.value_limit, config.value_limit, config.value_bins, mean=config.value_mean
+        )
         for trunk in self.trunks:
             init_weights(trunk)
-        for layer in (self.actor, self.critic):              # a uniform policy and a value of zero to start with
+        # a uniform policy and a value of zero to start with
+        for layer in (self.actor, self.critic):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def initial_state(self, batch: int) -> LSTMState:
         "Nothing seen yet."
-        zeros = self.trunks[0].lstm.weight_hh_l0.new_zeros(len(self.trunks), batch, self.config.width)
+        zeros = self.trunks[0].lstm.weight_hh_l0.new_zeros(
+            len(self.trunks), batch, self.config.width
+        )
         return zeros, zeros
 
     def read(self, xs: list[Tensor], state: LSTMState) -> tuple[Tensor, LSTMState]:
-        "Each trunk reads its x (B, n, width): hidden states after every element (trunks, B, n, width), and the last state."
+        """Each trunk reads its x (B, n, width): hidden states after every element (trunks, B, n,
+        width), and the last state."""
         ys, hs, cs = zip(*(trunk.run(x, h, c) for trunk, x, h, c in zip(self.trunks, xs, *state)))
         return torch.stack(ys), (torch.stack(hs), torch.stack(cs))
 
-    def heads(self, h: Tensor) -> tuple[Tensor, Tensor]:     # (trunks, ..., width) -> (..., K_a, N_a), (..., bins)
+    def heads(self, h: Tensor) -> tuple[Tensor, Tensor]:    # (trunks, ..., width) -> (..., K_a,
+                                                            # N_a), (..., bins)
         "Logits of π, Eq. (13.14), and of V̂, for `value.decode`: Eq. (13.15)."
-        return self.policy(h[0]), self.critic(h[-1].to(self.critic.weight.dtype))       # Eqs. (13.14), (13.15)
+        # Eqs. (13.14), (13.15)
+        return self.policy(h[0]), self.critic(h[-1].to(self.critic.weight.dtype))
 
     def policy(self, h: Tensor) -> Tensor:                   # (..., width) -> (..., K_a, N_a)
         "Logits of π from the actor's hidden state: Eq. (13.14)."
@@ -161,35 +210,42 @@ class ActorCritic(nn.Module):
 
 # %% ../nbs/13_controller.ipynb #c028
 class Controller(ActorCritic):
-    "C: π(a_t | h_t) and V̂(h_t), where h_t has read z_1, a_1, ..., a_{t-1}, z_t: Eqs. (13.1), (13.2), (13.3)."
+    """C: π(a_t | h_t) and V̂(h_t), where h_t has read z_1, a_1, ..., a_{t-1}, z_t: Eqs. (13.1),
+    (13.2), (13.3)."""
 
     def forward(
         self,
         z: Tensor,                                           # (B, T, S) observation tokens
-        action: Tensor,                                      # (B, T, K_a) action tokens (the last one is not read by h_T)
+        action: Tensor,             # (B, T, K_a) action tokens (the last one is not read by h_T)
         state: LSTMState | None = None,                      # before z_1; None: nothing seen yet
-    ) -> tuple[Tensor, Tensor, LSTMState]:                   # actor logits (B, T, K_a, N_a), critic logits (B, T, bins), state after a_T
+    ) -> tuple[Tensor, Tensor, LSTMState]:                  # actor logits (B, T, K_a, N_a), critic
+                                                            # logits (B, T, bins), state after a_T
         "The whole sequence at once: one LSTM call over z_1, a_1, ..., z_T, a_T."
         state = self.initial_state(len(z)) if state is None else state
-        h, state = self.read([trunk.sequence(z, action).flatten(1, 2) for trunk in self.trunks], state)    # (trunks, B, 2T, width)
+        # (trunks, B, 2T, width)
+        h, state = self.read(
+            [trunk.sequence(z, action).flatten(1, 2) for trunk in self.trunks], state
+        )
         return *self.heads(h[:, :, ::2]), state              # Eqs. (13.2), (13.3)
 
     def step(
         self,
-        z: Tensor,                                           # (B, S) tokens of the current observation
+        z: Tensor,                                      # (B, S) tokens of the current observation
         state: LSTMState,                                    # after a_{t-1}
-    ) -> tuple[Tensor, Tensor, LSTMState]:                   # actor logits (B, K_a, N_a), critic logits (B, bins), state after z_t
+    ) -> tuple[Tensor, Tensor, LSTMState]:                  # actor logits (B, K_a, N_a), critic
+                                                            # logits (B, bins), state after z_t
         "Read an observation: Eq. (13.9)."
         _, state = self.read([trunk.encode(z)[:, None] for trunk in self.trunks], state)
         return *self.heads(state[0]), state                  # Eqs. (13.2), (13.3)
 
     def decide(
         self,
-        z: Tensor,                                           # (B, S) tokens of the current observation
-        state: LSTMState,                                    # of the actor's trunk alone (see `actor_state`)
-        action: Tensor | None = None,                        # (B, K_a) a_{t-1}, if `state` has not read it yet
-    ) -> tuple[Tensor, LSTMState]:                           # actor logits (B, K_a, N_a), state after z_t
-        "`step` without the critic, `act` before it where wanted, in one call of the LSTM: Eqs. (13.10), (13.9)."
+        z: Tensor,                                      # (B, S) tokens of the current observation
+        state: LSTMState,                           # of the actor's trunk alone (see `actor_state`)
+        action: Tensor | None = None,           # (B, K_a) a_{t-1}, if `state` has not read it yet
+    ) -> tuple[Tensor, LSTMState]:                  # actor logits (B, K_a, N_a), state after z_t
+        """`step` without the critic, `act` before it where wanted, in one call of the LSTM: Eqs.
+        (13.10), (13.9)."""
         actor = self.trunks[0]
         x = [actor.encode(z)] if action is None else [actor.actions(action), actor.encode(z)]
         _, state = self.read([torch.stack(x, 1)], state)     # Eqs. (13.10), (13.9)
@@ -197,19 +253,21 @@ class Controller(ActorCritic):
 
     def act(self, action: Tensor, state: LSTMState) -> LSTMState:
         "Read the action (B, K_a) that was taken: Eq. (13.10)."
-        return self.read([trunk.actions(action)[:, None] for trunk in self.trunks[:len(state[0])]], state)[1]
+        return self.read(
+            [trunk.actions(action)[:, None] for trunk in self.trunks[: len(state[0])]], state
+        )[1]
 
     def remember(
         self,
         z: Tensor,                                           # (B, T, S)
         action: Tensor,                                      # (B, T, K_a)
-        mask: Tensor,                                        # (B, T) bool: False before a row begins
+        mask: Tensor,                                       # (B, T) bool: False before a row begins
     ) -> LSTMState:                                          # after a_T
         "State after a context padded on the left: Eq. (13.16)."
         state = self.initial_state(len(z))
-        xs = [trunk.sequence(z, action) for trunk in self.trunks]               # everything but the LSTM at once
+        xs = [trunk.sequence(z, action) for trunk in self.trunks]  # everything but the LSTM at once
         for t in range(z.shape[1]):
-            _, state = self.read([x[:, t] for x in xs], state)                  # z_t and a_t in one call
+            _, state = self.read([x[:, t] for x in xs], state)          # z_t and a_t in one call
             state = tuple(torch.where(mask[:, t, None], s, 0.0) for s in state) # Eq. (13.16)
         return state
 
@@ -223,14 +281,16 @@ def _over_dimensions(x: Tensor, kind: str) -> Tensor:
     return x.mean(-1) if kind == "continuous" else x.sum(-1)                    # Eq. (13.19)
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)      # never in half precision
+    # never in half precision
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 def log_prob(
     logits: Tensor,                               # (..., K_a, N_a)
     action: Tensor,                               # (..., K_a)
     kind: str,                                    # ActionSpec.kind
 ) -> Tensor:                                      # (...)
-    "log π(a): summed over the dimensions of a factored action, Eq. (13.17), averaged over those of a continuous one."
+    """log π(a): summed over the dimensions of a factored action, Eq. (13.17), averaged over those
+    of a continuous one."""
     each = _log_softmax(logits).gather(-1, action[..., None]).squeeze(-1)
     return _over_dimensions(each, kind)                                         # Eq. (13.17)
 

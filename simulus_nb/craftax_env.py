@@ -23,11 +23,13 @@ from .spaces import UserError
 # %% ../nbs/27_craftax.ipynb #c006
 @dataclass(frozen=True)
 class SymbolicLayout:
-    "How a flat symbolic observation is built: per cell some one-hot parts, then numbers with the direction among them."
+    """How a flat symbolic observation is built: per cell some one-hot parts, then numbers with the
+    direction among them."""
     rows: int
     cols: int
     widths: tuple[int, ...]         # w_i: floats of each part of a cell
-    counts: tuple[int, ...]         # N_i: categories of each part: w_i, or one more where "nothing" needs a value
+    counts: tuple[int, ...]         # N_i: categories of each part: w_i, or one more where "nothing"
+                                    # needs a value
     before: tuple[str, ...]         # numbers that precede the direction's four floats
     after: tuple[str, ...]          # numbers that follow them
     mob_types: int                  # creatures per class
@@ -45,18 +47,50 @@ class SymbolicLayout:
     def space(self) -> spaces.Dict:
         "What the environments below show."
         cells = np.broadcast_to(self.counts, (self.rows, self.cols, len(self.counts)))
-        return spaces.Dict(map=spaces.MultiDiscrete(cells), vector=spaces.Box(0, 100, (len(self.numbers),), np.float32), direction=spaces.Discrete(4))
+        return spaces.Dict(
+            map=spaces.MultiDiscrete(cells),
+            vector=spaces.Box(0, 100, (len(self.numbers),), np.float32),
+            direction=spaces.Discrete(4)
+        )
 
 # %% ../nbs/27_craftax.ipynb #c008
-FULL = SymbolicLayout(9, 11, widths=(37, 5, 40, 1), counts=(37, 5, 41, 2), mob_types=8,
-    before=tuple(("wood stone coal iron diamond sapphire ruby sapling torches arrows books pickaxe sword sword_enchantment bow_enchantment bow "
-                  "red green blue pink cyan yellow health food drink energy mana xp dexterity strength intelligence").split()),
-    after=tuple(("armour_1 armour_2 armour_3 armour_4 enchantment_1 enchantment_2 enchantment_3 enchantment_4 "
-                 "light sleeping resting fireball iceball level cleared boss_vulnerable").split()))
-CLASSIC = SymbolicLayout(7, 9, widths=(17, 4), counts=(17, 5), mob_types=1,
-    before=tuple(("wood stone coal iron diamond sapling wood_pickaxe stone_pickaxe iron_pickaxe wood_sword stone_sword iron_sword "
-                  "health food drink energy").split()),
-    after=("light", "sleeping"))
+FULL = SymbolicLayout(
+    9,
+    11,
+    widths=(37, 5, 40, 1),
+    counts=(37, 5, 41, 2),
+    mob_types=8,
+    before=tuple(
+        (
+            "wood stone coal iron diamond sapphire ruby sapling torches arrows books pickaxe sword "
+            "sword_enchantment bow_enchantment bow "
+            "red green blue pink cyan yellow health food drink energy mana xp dexterity strength "
+            "intelligence"
+        ).split()
+    ),
+    after=tuple(
+        (
+            "armour_1 armour_2 armour_3 armour_4 enchantment_1 enchantment_2 enchantment_3 "
+            "enchantment_4 "
+            "light sleeping resting fireball iceball level cleared boss_vulnerable"
+        ).split()
+    ),
+)
+CLASSIC = SymbolicLayout(
+    7,
+    9,
+    widths=(17, 4),
+    counts=(17, 5),
+    mob_types=1,
+    before=tuple(
+        (
+            "wood stone coal iron diamond sapling wood_pickaxe stone_pickaxe iron_pickaxe "
+            "wood_sword stone_sword iron_sword "
+            "health food drink energy"
+        ).split()
+    ),
+    after=("light", "sleeping"),
+)
 
 # %% ../nbs/27_craftax.ipynb #c011
 def unpack(
@@ -68,10 +102,15 @@ def unpack(
     at, n, lead = layout.size - len(layout.numbers) - 4, len(layout.before), flat.shape[:-1]
     cells = flat[..., :at].reshape(*lead, layout.rows, layout.cols, sum(layout.widths))
     parts = xp.split(cells, np.cumsum(layout.widths)[:-1].tolist(), -1)
-    symbols = [(p.argmax(-1) + (N - w)) * (p.max(-1) > 0) for p, w, N in zip(parts, layout.widths, layout.counts)]     # Eq. (27.2)
+    # Eq. (27.2)
+    symbols = [
+        (p.argmax(-1) + (N - w)) * (p.max(-1) > 0)
+        for p, w, N in zip(parts, layout.widths, layout.counts)
+    ]
     rest = flat[..., at:]
     numbers = xp.concatenate([rest[..., :n], rest[..., n + 4:]], -1).astype(np.float32)
-    return dict(map=xp.stack(symbols, -1), vector=numbers, direction=rest[..., n:n + 4].argmax(-1))                     # Eq. (27.3)
+    # Eq. (27.3)
+    return dict(map=xp.stack(symbols, -1), vector=numbers, direction=rest[..., n:n + 4].argmax(-1))
 
 # %% ../nbs/27_craftax.ipynb #c012
 def pack(
@@ -81,9 +120,15 @@ def pack(
     "The reverse of `unpack`."
     cells, v, n = np.asarray(obs["map"]), np.asarray(obs["vector"], np.float32), len(layout.before)
     light = cells[..., -1:] > 0 if layout.counts[-1] == 2 else True
-    parts = [(cells[..., i, None] - (N - w) == np.arange(w)) & light for i, (w, N) in enumerate(zip(layout.widths, layout.counts))]     # Eq. (27.4)
+    # Eq. (27.4)
+    parts = [
+        (cells[..., i, None] - (N - w) == np.arange(w)) & light
+        for i, (w, N) in enumerate(zip(layout.widths, layout.counts))
+    ]
     ahead = np.asarray(obs["direction"])[..., None] == np.arange(4)
-    return np.concatenate([np.concatenate(parts, -1).reshape(*v.shape[:-1], -1), v[..., :n], ahead, v[..., n:]], -1).astype(np.float32)
+    return np.concatenate(
+        [np.concatenate(parts, -1).reshape(*v.shape[:-1], -1), v[..., :n], ahead, v[..., n:]], -1
+    ).astype(np.float32)
 
 # %% ../nbs/27_craftax.ipynb #c020
 def import_craftax(
@@ -91,19 +136,22 @@ def import_craftax(
 ) -> tuple[Any, Any]:               # the module jax, the game
     "JAX and one world of the package `craftax`, or a `UserError` that names the pip command."
     if "jax" not in sys.modules:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")       # else JAX reserves most of a GPU's memory, which PyTorch needs
+        # else JAX reserves most of a GPU's memory, which PyTorch needs
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
         import jax
         from craftax.craftax_env import make_craftax_env_from_name
     except ImportError:
-        raise UserError(f'{world} needs an optional package: pip install "simulus-nb[craftax]"') from None
+        raise UserError(
+            f'{world} needs an optional package: pip install "simulus-nb[craftax]"'
+        ) from None
     return jax, make_craftax_env_from_name(world, auto_reset=False)
 
 @dataclass(frozen=True)
 class Programs:
     "One world, compiled: two functions of JAX, and what the environment must know about it."
     reset: Any                      # seed -> (carry, obs)
-    step: Any                       # (carry, action) -> (carry, obs, (reward, terminated, truncated, achievements))
+    step: Any       # (carry, action) -> (carry, obs, (reward, terminated, truncated, achievements))
     actions: int                    # how many actions there are
     achievements: tuple[str, ...]   # names of the achievements
 
@@ -122,7 +170,8 @@ def compiled(
     world: str,                     # name of a world in the package
     layout: SymbolicLayout,
 ) -> Programs:
-    "The programs of `world`, shared by all its environments in this process; they are compiled when first called."
+    """The programs of `world`, shared by all its environments in this process; they are compiled
+    when first called."""
     jax, game = import_craftax(world)
     rules, module = game.default_params, sys.modules[type(game).__module__]
 
@@ -134,15 +183,19 @@ def compiled(
     def step(carry, action):
         state, (key, now) = carry[0], jax.random.split(carry[1])
         flat, state, reward, _, _ = game.step_env(now, state, action, rules)
-        over = game.is_terminal(state.replace(timestep=0), rules)                           # Eq. (27.5)
-        return (state, key), unpack(flat, layout, jax.numpy), (reward, *endings(over, state.timestep, rules.max_timesteps), state.achievements)
+        over = game.is_terminal(state.replace(timestep=0), rules)                       # Eq. (27.5)
+        return (
+            (state, key), unpack(flat, layout, jax.numpy),
+            (reward, *endings(over, state.timestep, rules.max_timesteps), state.achievements)
+        )
 
     names = tuple(a.name.lower() for a in sorted(module.Achievement, key=lambda a: a.value))
     return Programs(jax.jit(reset), jax.jit(step), game.num_actions, names)
 
 # %% ../nbs/27_craftax.ipynb #c026
 class Craftax(gymnasium.Env):
-    "A world of the package `craftax` as a plain environment: NumPy in and out, one compiled call a step."
+    """A world of the package `craftax` as a plain environment: NumPy in and out, one compiled call
+    a step."""
     metadata = {"render_modes": ["rgb_array"], "render_fps": 8}
     world, layout = "", FULL        # name in the package, how its observation is built
 
@@ -152,9 +205,15 @@ class Craftax(gymnasium.Env):
     ):
         if not 0 < scale <= 100:
             raise UserError(f"scale = {scale} must be above 0 and at most 100")
-        self.scale, self.render_mode, self.programs = scale, render_mode, compiled(self.world, self.layout)
-        self.observation_space, self.action_space = self.layout.space(), spaces.Discrete(self.programs.actions)
-        self.observation_space["vector"] = spaces.Box(0, 100 * scale, (len(self.layout.numbers),), np.float32)
+        self.scale, self.render_mode, self.programs = (
+            scale, render_mode, compiled(self.world, self.layout)
+        )
+        self.observation_space, self.action_space = (
+            self.layout.space(), spaces.Discrete(self.programs.actions)
+        )
+        self.observation_space["vector"] = spaces.Box(
+            0, 100 * scale, (len(self.layout.numbers),), np.float32
+        )
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -163,12 +222,20 @@ class Craftax(gymnasium.Env):
 
     def look(self) -> dict:
         "The latest observation as NumPy arrays."
-        return dict(map=np.array(self.view["map"], np.int64), vector=np.asarray(self.view["vector"]) * np.float32(self.scale), direction=np.int64(self.view["direction"]))
+        return dict(
+            map=np.array(self.view["map"], np.int64),
+            vector=np.asarray(self.view["vector"]) * np.float32(self.scale),
+            direction=np.int64(self.view["direction"])
+        )
 
     def step(self, action):
         self.carry, self.view, outcome = self.programs.step(self.carry, int(action))
         reward, terminated, truncated, unlocked = map(np.asarray, outcome)
-        info = {"achievements": [n for n, got in zip(self.programs.achievements, unlocked) if got]} if terminated or truncated else {}
+        info = (
+            {"achievements": [n for n, got in zip(self.programs.achievements, unlocked) if got]}
+            if terminated or truncated
+            else {}
+        )
         return self.look(), float(reward), bool(terminated), bool(truncated), info
 
     def render(self):
@@ -189,29 +256,50 @@ def rgb(text: str) -> np.ndarray:       # (n, 3) uint8
     "Colours written as hexadecimal words."
     return np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, 3)
 
-BLOCKS = ("invalid out_of_bounds grass water stone tree wood path coal iron diamond table furnace sand lava plant ripe_plant wall darkness wall_moss stalagmite sapphire ruby "
-          "chest fountain fire_grass ice_grass gravel fire_tree ice_shrub fire_table ice_table necromancer grave grave_2 grave_3 necromancer_vulnerable").split()
-BLOCK_COLOURS = rgb("000000 2a2a33 7cb95c 3f7fd0 8e8e96 2f6b34 a06a3a cdb98f 3b3b40 d8a47a 9fe8f0 b5651d 5c4742 ead9a0 ff5a1f b4e07a ffe14d 6a5a6e 0c0c14 5f7a5a 70665e 2f4fd8 d81f3f "
-                    "c98a1b 66c7e8 a8542e d5eef5 9b948c 8a2f1c a9d2dc ff9a3c 7fd4ff 7a1fa2 55555f 555a66 5a5560 e040fb")
-ITEM_COLOURS = rgb("000000 ffd23f 1b1b1b f5f5f5 7a1010")        # none, torch, ladder down, up, down but blocked
-MOB_COLOURS = rgb("d81b60 fff3e0 512da8 ff1744 00e5ff")         # melee, passive, ranged, their missiles, one's own
+BLOCKS = (
+    "invalid out_of_bounds grass water stone tree wood path coal iron diamond table furnace sand "
+    "lava plant ripe_plant wall darkness wall_moss stalagmite sapphire ruby "
+    "chest fountain fire_grass ice_grass gravel fire_tree ice_shrub fire_table ice_table "
+    "necromancer grave grave_2 grave_3 necromancer_vulnerable"
+).split()
+BLOCK_COLOURS = rgb(
+    "000000 2a2a33 7cb95c 3f7fd0 8e8e96 2f6b34 a06a3a cdb98f 3b3b40 d8a47a 9fe8f0 b5651d 5c4742 "
+    "ead9a0 ff5a1f b4e07a ffe14d 6a5a6e 0c0c14 5f7a5a 70665e 2f4fd8 d81f3f "
+    "c98a1b 66c7e8 a8542e d5eef5 9b948c 8a2f1c a9d2dc ff9a3c 7fd4ff 7a1fa2 55555f 555a66 5a5560 "
+    "e040fb"
+)
+# none, torch, ladder down, up, down but blocked
+ITEM_COLOURS = rgb("000000 ffd23f 1b1b1b f5f5f5 7a1010")
+# melee, passive, ranged, their missiles, one's own
+MOB_COLOURS = rgb("d81b60 fff3e0 512da8 ff1744 00e5ff")
 
 # %% ../nbs/27_craftax.ipynb #c033
 def picture(
-    obs: dict,                          # one observation: map (R, Q, C), vector (n,) at scale 1, direction
+    obs: dict,                  # one observation: map (R, Q, C), vector (n,) at scale 1, direction
     layout: SymbolicLayout,
     scale: int = 16,                    # pixels per cell
 ) -> np.ndarray:                        # (R * scale, Q * scale, 3) uint8
     "The map in colours, dimmed at night; the player in the middle looks ahead."
     cells, s = np.asarray(obs["map"]), scale // 4
-    tiles = np.broadcast_to(BLOCK_COLOURS[cells[..., 0], None, None], (layout.rows, layout.cols, scale, scale, 3)).copy()
+    tiles = np.broadcast_to(
+        BLOCK_COLOURS[cells[..., 0], None, None], (layout.rows, layout.cols, scale, scale, 3)
+    ).copy()
     if len(layout.counts) == 4:
         there = cells[..., 1] > 0
         tiles[there, s:-s, s:-s] = ITEM_COLOURS[cells[..., 1][there], None, None]
     mobs = cells[..., 2 if len(layout.counts) == 4 else 1]
-    tiles[mobs > 0, s // 2:-s // 2, s // 2:-s // 2] = MOB_COLOURS[(mobs[mobs > 0] - 1) // layout.mob_types, None, None]
+    tiles[mobs > 0, s // 2 : -s // 2, s // 2 : -s // 2] = MOB_COLOURS[
+        (mobs[mobs > 0] - 1) // layout.mob_types, None, None
+    ]
     light = float(np.asarray(obs["vector"])[layout.numbers.index("light")])
     tiles = (tiles * (0.35 + 0.65 * min(max(light, 0.0), 1.0))).astype(np.uint8)
-    player, ahead = tiles[layout.rows // 2, layout.cols // 2], ((slice(s, -s), slice(0, s)), (slice(s, -s), slice(-s, None)), (slice(0, s), slice(s, -s)), (slice(-s, None), slice(s, -s)))
-    player[s:-s, s:-s], player[ahead[int(obs["direction"])]] = 255, (235, 60, 60)      # left, right, up, down
+    player, ahead = (
+        tiles[layout.rows // 2, layout.cols // 2],
+        (
+            (slice(s, -s), slice(0, s)), (slice(s, -s), slice(-s, None)),
+            (slice(0, s), slice(s, -s)), (slice(-s, None), slice(s, -s))
+        ),
+    )
+    # left, right, up, down
+    player[s:-s, s:-s], player[ahead[int(obs["direction"])]] = 255, (235, 60, 60)
     return tiles.swapaxes(1, 2).reshape(layout.rows * scale, layout.cols * scale, 3)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .controller import Controller, LSTMState, actor_state, entropy, log_prob, sample_categorical
+from simulus_nb.controller import (
+    Controller, LSTMState, actor_state, entropy, log_prob, sample_categorical
+)
 from .distributed import everyone, mean_of_all
 from .replay import Segment
 from .returns import ReturnScale, lambda_return
@@ -28,18 +30,19 @@ def sample_observation(
     "ẑ ~ p(ẑ | y, d = 0), every token (and every channel of a map cell) on its own: Eq. (14.3)."
     parts = []
     for g in layout.groups:
-        parts.append(sample_categorical(prediction.obs[g.key], generator).flatten(-2))             # Eq. (14.3)
+        parts.append(sample_categorical(prediction.obs[g.key], generator).flatten(-2))  # Eq. (14.3)
     return torch.cat(parts, -1)
 
 # %% ../nbs/14_imagination.ipynb #c007
 @dataclass
 class Dream:
-    "An imagined trajectory, Eq. (14.1): H observations and H - 1 transitions, and the state of C before it."
+    """An imagined trajectory, Eq. (14.1): H observations and H - 1 transitions, and the state of C
+    before it."""
     z: Tensor                                     # (B, H, S) z_1 is real, the rest imagined
     action: Tensor                                # (B, H, K_a); the last one is not taken (zeros)
     reward: Tensor                                # (B, H) r̄_t, 0 at t = H
     done: Tensor                                  # (B, H) d_t in {0, 1}, 0 at t = H
-    alive: Tensor                                 # (B, H) m_t: 1 until the first d_t = 1, that step included
+    alive: Tensor                       # (B, H) m_t: 1 until the first d_t = 1, that step included
     start: LSTMState                              # C after the context, before z_1
 
 # %% ../nbs/14_imagination.ipynb #c009
@@ -48,11 +51,13 @@ def dream_step(
     world_model: WorldModel,
     z: Tensor,                                    # (B, S) tokens of the present observation
     action: Tensor,                               # (B, K_a) action tokens
-    memory: Tensor | None,                        # M's state before this step; None: nothing seen yet
+    memory: Tensor | None,                      # M's state before this step; None: nothing seen yet
     generator: torch.Generator | None = None,
-    past: list[Tensor] | None = None,             # z, action, mask (B, c, ...) of steps to read before this one
-    predict: Callable | None = None,              # M's forward pass made otherwise; None: `world_model` itself
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:       # next z (B, S), expected reward (B,), end (B,) bool, next state
+    past: list[Tensor] | None = None,             # z, action, mask (B, c, ...) of steps to read
+                                                  # before this one
+    predict: Callable | None = None,   # M's forward pass made otherwise; None: `world_model` itself
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:       # next z (B, S), expected reward (B,), end (B,)
+                                                  # bool, next state
     "M's answer to one action, drawn: the inner half of Eq. (14.2)."
     ask = world_model if predict is None else predict
     z, action = z[:, None], action[:, None]
@@ -62,22 +67,29 @@ def dream_step(
         now = z, action, torch.ones_like(action[..., 0], dtype=torch.bool)
         z, action, mask = (torch.cat(x, 1) for x in zip(past, now))
         prediction, memory = ask(z, action, memory, mask, first=z.shape[1])     # Eq. (14.6a)
-    reward = world_model.reward.decode(prediction.reward)[:, 0]                                 # Eq. (14.5)
-    done = torch.rand(len(z), device=z.device, generator=generator) < prediction.done[:, 0].float().sigmoid()   # Eq. (14.4)
-    return sample_observation(world_model.layout, prediction, generator)[:, 0], reward, done, memory            # Eq. (14.3)
+    reward = world_model.reward.decode(prediction.reward)[:, 0]                         # Eq. (14.5)
+    # Eq. (14.4)
+    done = (
+        torch.rand(len(z), device=z.device, generator=generator)
+        < prediction.done[:, 0].float().sigmoid()
+    )
+    # Eq. (14.3)
+    return sample_observation(world_model.layout, prediction, generator)[:, 0], reward, done, memory
 
 # %% ../nbs/14_imagination.ipynb #c010
 @torch.no_grad()
 def imagine(
-    world_model: WorldModel,                      # in evaluation mode: dropout would disturb the dream
+    world_model: WorldModel,                # in evaluation mode: dropout would disturb the dream
     controller: Controller,
-    context: Segment,                             # real steps; its last row is where the dream begins
+    context: Segment,                           # real steps; its last row is where the dream begins
     horizon: int,                                 # H observations, at least 2
     generator: torch.Generator | None = None,     # on the device of the context
-    blocks: int | None = None,                    # M reads so many of the last real steps before z_1; None: all
+    blocks: int | None = None,      # M reads so many of the last real steps before z_1; None: all
     predict: Callable | None = None,              # as for `dream_step`
 ) -> Dream:
-    "Roll M and C forward from the end of a real context: Eq. (14.2). Reads neither real rewards nor real ends."
+    """Roll M and C forward from the end of a real context: Eq. (14.2).
+
+    Reads neither real rewards nor real ends."""
     if horizon < 2:
         raise UserError(f"a dream needs a horizon of 2 observations or more, got {horizon}")
     real = context.z.shape[1] - 1
@@ -85,18 +97,20 @@ def imagine(
     blocks = real if blocks is None else min(blocks, real)
     recent = slice(real - blocks, real)                                         # Eq. (14.6a)
     past = [x[:, recent] for x in (context.z, context.action, context.mask)] if blocks else None
-    state = actor_state(start)                                                  # values are asked for later, all at once
+    state = actor_state(start)                          # values are asked for later, all at once
     z, action, memory = context.z[:, -1], None, None
     alive, steps = torch.ones(len(z), device=z.device), []
     for _ in range(horizon - 1):
-        logits, state = controller.decide(z, state, action)                     # reads a_{t-1} and z_t
-        action = sample_categorical(logits, generator)                          # Eq. (14.2), a_t ~ π
+        logits, state = controller.decide(z, state, action)                 # reads a_{t-1} and z_t
+        action = sample_categorical(logits, generator)                      # Eq. (14.2), a_t ~ π
         after, reward, done, memory = dream_step(world_model, z, action, memory,
                                                  generator, past, predict)      # Eq. (14.2), M(τ_t)
         past = None                                                             # M has read it
         steps.append((z, action, reward, done.float(), alive))
         z, alive = after, alive * (1 - done.float())                            # Eq. (14.6)
-    steps.append((z, torch.zeros_like(action), torch.zeros_like(reward), torch.zeros_like(done), alive))
+    steps.append(
+        (z, torch.zeros_like(action), torch.zeros_like(reward), torch.zeros_like(done), alive)
+    )
     return Dream(*(torch.stack(x, 1) for x in zip(*steps)), start)              # Eq. (14.1)
 
 # %% ../nbs/14_imagination.ipynb #c018
@@ -111,22 +125,35 @@ class ControllerLossConfig:
 def controller_loss(
     controller: Controller,
     dream: Dream,
-    scale: ReturnScale,                           # running return scale c, made for B * (H - 1) returns; updated here
+    scale: ReturnScale,         # running return scale c, made for B * (H - 1) returns; updated here
     config: ControllerLossConfig,
     actor: bool = True,                           # False: only the critic learns
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    "L_critic + L_π over the steps of a dream before its end, in one batched pass of C: Eq. (14.15)."
+    """L_critic + L_π over the steps of a dream before its end, in one batched pass of C: Eq.
+    (14.15)."""
     logits, value_logits, _ = controller(dream.z, dream.action, dream.start)
-    value = controller.value.decode(value_logits.detach())                      # (B, H), a number to the rest: sg
-    target = lambda_return(dream.reward, dream.done, value, gamma=config.gamma, lam=config.lam)[:, :-1]     # Eq. (12.1)
-    alive, logits, kind = dream.alive[:, :-1].to(value.dtype), logits[:, :-1], controller.action_spec.kind
-    share = alive / mean_of_all(alive.sum())                                    # of all processes, where there are several
+    value = controller.value.decode(value_logits.detach())      # (B, H), a number to the rest: sg
+    # Eq. (12.1)
+    target = lambda_return(dream.reward, dream.done, value, gamma=config.gamma, lam=config.lam)[
+        :, :-1
+    ]
+    alive, logits, kind = (
+        dream.alive[:, :-1].to(value.dtype), logits[:, :-1], controller.action_spec.kind
+    )
+    share = alive / mean_of_all(alive.sum())            # of all processes, where there are several
     mean = lambda x: (x * share).sum()                                          # Eq. (14.11)
     c = scale.update(everyone(torch.where(alive > 0, target, target[:, :1])))
     advantage = (target - value[:, :-1]) / c.clamp(min=1)                       # Eq. (12.9)
     bonus = entropy(logits, kind)
-    objective = mean(advantage * log_prob(logits, dream.action[:, :-1], kind) + config.entropy * bonus)      # Eq. (14.12)
+    # Eq. (14.12)
+    objective = mean(
+        advantage * log_prob(logits, dream.action[:, :-1], kind) + config.entropy * bonus
+    )
     critic = mean(controller.value.loss(value_logits[:, :-1], target))          # Eq. (14.14)
-    metrics = dict(actor=-objective, critic=critic, entropy=mean(bonus), value=mean(value[:, :-1]), imagined_return=target[:, 0].mean(),
-                   return_scale=c.clone(), dream_length=dream.alive.sum(1).mean())
-    return critic - objective if actor else critic, {k: v.detach() for k, v in metrics.items()}     # Eqs. (14.13), (14.15)
+    metrics = dict(
+        actor=-objective, critic=critic, entropy=mean(bonus), value=mean(value[:, :-1]),
+        imagined_return=target[:, 0].mean(), return_scale=c.clone(),
+        dream_length=dream.alive.sum(1).mean()
+    )
+    # Eqs. (14.13), (14.15)
+    return critic - objective if actor else critic, {k: v.detach() for k, v in metrics.items()}

@@ -14,7 +14,7 @@ from .envs import board_image
 from .spaces import UserError
 
 # %% ../nbs/28_multimodal.ipynb #c005
-ACTIONS = DRIFTS = (-1, 0, 1)                                   # columns: of the catcher; of the parcels
+ACTIONS = DRIFTS = (-1, 0, 1)                           # columns: of the catcher; of the parcels
 
 def drift(
     wind: np.ndarray,       # (1,) the gust
@@ -29,13 +29,17 @@ def pushed(
 ) -> np.ndarray:            # (..., 2)
     "Columns after a gust: both parcels move, or none if one would leave the board, Eq. (28.2)."
     moved = columns + drift
-    return np.where(((moved >= 0) & (moved < cols)).all(-1, keepdims=True), moved, columns)    # Eq. (28.2)
+    # Eq. (28.2)
+    return np.where(((moved >= 0) & (moved < cols)).all(-1, keepdims=True), moved, columns)
 
 # %% ../nbs/28_multimodal.ipynb #c006
-COLOURS = np.array([(16, 16, 40), (235, 70, 60), (70, 150, 255), (240, 240, 200)], np.uint8)   # air, parcel 0, parcel 1, catcher
+# air, parcel 0, parcel 1, catcher
+COLOURS = np.array([(16, 16, 40), (235, 70, 60), (70, 150, 255), (240, 240, 200)], np.uint8)
 
 class Parcels(gymnasium.Env):
-    "Two parcels fall in gusts of wind. At landing: +1 for catching the one that was ordered, -1 for the other, 0 for neither."
+    """Two parcels fall in gusts of wind.
+
+    At landing: +1 for catching the one that was ordered, -1 for the other, 0 for neither."""
     metadata = {"render_modes": ["rgb_array"], "render_fps": 6}
 
     def __init__(self,
@@ -45,10 +49,18 @@ class Parcels(gymnasium.Env):
         render_mode: str | None = None,     # "rgb_array" or None
     ):
         if rows < 3 or cols < 3 or size < max(rows, cols, 8):
-            raise UserError(f"Parcels needs rows >= 3, cols >= 3 and size >= 8 and both; got rows={rows}, cols={cols}, size={size}")
+            raise UserError(
+                f"Parcels needs rows >= 3, cols >= 3 and size >= 8 and both; got rows={rows}, "
+                f"cols={cols}, size={size}"
+            )
         self.rows, self.cols, self.size, self.render_mode = rows, cols, size, render_mode
-        self.observation_space = spaces.Dict({"order": spaces.Discrete(2), "picture": spaces.Box(0, 255, (size, size, 3), np.uint8),
-                                              "wind": spaces.Box(-1.25, 1.25, (1,), np.float32)})
+        self.observation_space = spaces.Dict(
+            {
+                "order": spaces.Discrete(2),
+                "picture": spaces.Box(0, 255, (size, size, 3), np.uint8),
+                "wind": spaces.Box(-1.25, 1.25, (1,), np.float32)
+            }
+        )
         self.action_space = spaces.Discrete(3)                  # 0 left, 1 stay, 2 right
 
     def reset(self, *, seed=None, options=None):
@@ -59,18 +71,23 @@ class Parcels(gymnasium.Env):
 
     def step(self, action):
         if action not in (0, 1, 2):
-            raise UserError(f"Parcels has the actions 0 (left), 1 (stay) and 2 (right), not {action!r}")
+            raise UserError(
+                f"Parcels has the actions 0 (left), 1 (stay) and 2 (right), not {action!r}"
+            )
         self.catcher = min(max(self.catcher + ACTIONS[action], 0), self.cols - 1)
         self.columns = pushed(self.columns, drift(self.wind), self.cols)
         self.row += 1
         landed = self.row == self.rows - 1
         caught = self.columns == self.catcher
-        reward = float(caught[self.order]) - float(caught[1 - self.order]) if landed else 0.0   # Eq. (28.3)
+        # Eq. (28.3)
+        reward = float(caught[self.order]) - float(caught[1 - self.order]) if landed else 0.0
         return self._look(), reward, landed, False, {}
 
     def _look(self) -> dict:
         "A new gust, and what the senses say."
-        self.wind = (self.np_random.choice(DRIFTS, 1) + self.np_random.uniform(-0.25, 0.25, 1)).astype(np.float32)
+        self.wind = (
+            self.np_random.choice(DRIFTS, 1) + self.np_random.uniform(-0.25, 0.25, 1)
+        ).astype(np.float32)
         return {"order": self.order, "picture": self.render(), "wind": self.wind}
 
     def render(self):
@@ -87,13 +104,14 @@ def best_return(
     feels_wind: bool = True,    # False: the best player that cannot feel the wind
 ) -> float:
     "Exact expected return of the best play, by dynamic programming from the landing upwards."
-    a, b, p = np.indices((cols,) * 3)                           # columns of the ordered parcel, the other one, the catcher
+    a, b, p = np.indices((cols,) * 3)   # columns of the ordered parcel, the other one, the catcher
     value = (p == a).astype(float) - (p == b)                   # Eq. (28.3), at landing
     for _ in range(rows - 1):
-        q = np.stack([[_after(value, a, b, p, d, m, cols) for m in ACTIONS] for d in DRIFTS])   # Eq. (28.4), (3, 3, cols, cols, cols)
-        value = q.max(1).mean(0) if feels_wind else q.mean(0).max(0)                            # Eqs. (28.5), (28.6)
+        # Eq. (28.4), (3, 3, cols, cols, cols)
+        q = np.stack([[_after(value, a, b, p, d, m, cols) for m in ACTIONS] for d in DRIFTS])
+        value = q.max(1).mean(0) if feels_wind else q.mean(0).max(0)        # Eqs. (28.5), (28.6)
     start = value[:, :, cols // 2]
-    return float(start[~np.eye(cols, dtype=bool)].mean())       # two different columns, all pairs alike
+    return float(start[~np.eye(cols, dtype=bool)].mean())   # two different columns, all pairs alike
 
 def _after(value, a, b, p, d, m, cols):
     "Value of where drift d and move m lead: Eq. (28.4)."

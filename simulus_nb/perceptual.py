@@ -23,73 +23,113 @@ from .spaces import UserError
 
 # %% ../nbs/05_perceptual.ipynb #c006
 def import_lpips():
-    "The package `lpips`, also where torchvision's compiled operators do not fit this torch (none is needed here)."
+    """The package `lpips`, also where torchvision's compiled operators do not fit this torch (none
+    is needed here)."""
     try:
         import lpips
     except RuntimeError:                      # "operator torchvision::nms does not exist"
         register = torch.library.register_fake
         def skip(op, *args, **kwargs):
-            return (lambda f: f) if str(op).startswith("torchvision::") else register(op, *args, **kwargs)
+            return (
+                (lambda f: f)
+                if str(op).startswith("torchvision::")
+                else register(op, *args, **kwargs)
+            )
         torch.library.register_fake = skip
-        try: import lpips
-        finally: torch.library.register_fake = register
+        try:
+            import lpips
+        finally:
+            torch.library.register_fake = register
     return lpips
 
 # %% ../nbs/05_perceptual.ipynb #c008
 def lpips_frame() -> nn.Module:
-    "LPIPS (net='vgg') with its learnt heads; the weights of the trunk are not set yet. Frozen, in evaluation mode."
+    """LPIPS (net='vgg') with its learnt heads; the weights of the trunk are not set yet. Frozen, in
+    evaluation mode."""
     lpips = import_lpips()
     with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")                         # torchvision's remarks on `pretrained=`
+        warnings.simplefilter("ignore")                     # torchvision's remarks on `pretrained=`
         net = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
     net.to_empty(device="cpu")
     net.scaling_layer = lpips.ScalingLayer()                    # m and s of Eq. (5.1)
-    heads = torch.load(Path(lpips.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu", weights_only=True)
+    heads = torch.load(
+        Path(lpips.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu", weights_only=True
+    )
     net.load_state_dict(heads, strict=False)
     return net.requires_grad_(False).eval()
 
 # %% ../nbs/05_perceptual.ipynb #c011
 def random_trunk(shapes: dict[str, torch.Size], seed: int = 0) -> dict[str, Tensor]:
-    "VGG weights drawn from a generator of their own (He's variance 2 / fan-in, zero biases): the same on every call."
+    """VGG weights drawn from a generator of their own (He's variance 2 / fan-in, zero biases): the
+    same on every call."""
     draw = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=draw) * (2 / shape[1:].numel())**0.5 if len(shape) > 1 else torch.zeros(shape)
-            for name, shape in shapes.items()}
+    return {
+        name: torch.randn(shape, generator=draw) * (2 / shape[1:].numel()) ** 0.5
+        if len(shape) > 1
+        else torch.zeros(shape)
+        for name, shape in shapes.items()
+    }
 
 # %% ../nbs/05_perceptual.ipynb #c013
-VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"   # its name ends with the start of its SHA-256
+# its name ends with the start of its SHA-256
+VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 HOW = "set --tokenizer.image.perceptual to none, to random, or to the path of a VGG16 state dict"
 
 def fetch_vgg(timeout: float = 10.0) -> Path:
-    "Path of the pretrained VGG16 in torch hub's cache; fetched at first use, whole or not at all. `timeout` in seconds of silence."
+    """Path of the pretrained VGG16 in torch hub's cache; fetched at first use, whole or not at all.
+    `timeout` in seconds of silence."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_URL.rsplit("/", 1)[1]
-    if path.exists(): return path
+    if path.exists():
+        return path
     part, digest = None, hashlib.sha256()
     try:
         with urllib.request.urlopen(VGG_URL, timeout=timeout) as source:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            with tempfile.NamedTemporaryFile(
+                dir=path.parent, suffix=".partial", delete=False
+            ) as file:
                 part = Path(file.name)
-                while block := source.read(1 << 20): file.write(block); digest.update(block)
-        if not digest.hexdigest().startswith(path.stem.rsplit("-", 1)[1]): raise OSError("the file arrived damaged")
+                while block := source.read(1 << 20):
+                    file.write(block)
+                    digest.update(block)
+        if not digest.hexdigest().startswith(path.stem.rsplit("-", 1)[1]):
+            raise OSError("the file arrived damaged")
         os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:       # no network, timeout, disk full
-        raise UserError(f"cannot fetch the pretrained VGG16 ({error}): {HOW} (a copy of {VGG_URL})") from None
+        raise UserError(
+            f"cannot fetch the pretrained VGG16 ({error}): {HOW} (a copy of {VGG_URL})"
+        ) from None
     finally:
-        if part: part.unlink(missing_ok=True)
+        if part:
+            part.unlink(missing_ok=True)
     return path
 
 # %% ../nbs/05_perceptual.ipynb #c015
 def read_trunk(path: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    "VGG16's convolutions from a state dict (.safetensors or torch), named as in `shapes`: `0.weight`, `0.bias`, ..."
-    if not path.is_file(): raise UserError(f"no perceptual weights at {str(path)!r}: {HOW}, or to vgg")
+    """VGG16's convolutions from a state dict (.safetensors or torch), named as in `shapes`:
+    `0.weight`, `0.bias`, ..."""
+    if not path.is_file():
+        raise UserError(f"no perceptual weights at {str(path)!r}: {HOW}, or to vgg")
     try:
-        if path.suffix == ".safetensors": state = safetensors.torch.load_file(path)
-        else: state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name.removeprefix("features."): value for name, value in state.items()}
-        wrong = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
-    except Exception as error:                                  # any unreadable file is the user's to replace
-        raise UserError(f"cannot read {str(path)!r} as a state dict ({type(error).__name__}): {HOW}, or to vgg") from None
-    if wrong: raise UserError(f"{str(path)!r} is no VGG16: {wrong[0]!r} is missing or has the wrong shape; {HOW}, or to vgg")
+        wrong = [
+            name
+            for name, shape in shapes.items()
+            if name not in state or state[name].shape != shape
+        ]
+    except Exception as error:                      # any unreadable file is the user's to replace
+        raise UserError(
+            f"cannot read {str(path)!r} as a state dict ({type(error).__name__}): {HOW}, or to vgg"
+        ) from None
+    if wrong:
+        raise UserError(
+            f"{str(path)!r} is no VGG16: {wrong[0]!r} is missing or has the wrong shape; {HOW}, "
+            "or to vgg"
+        )
     return {name: state[name].float() for name in shapes}
 
 # %% ../nbs/05_perceptual.ipynb #c017
@@ -97,38 +137,50 @@ def unit_channels(
     features: Tensor,   # (B, C, H, W)
 ) -> Tensor:            # (B, C, H, W)
     "Features scaled to length 1 over channels at every position, in float32 at least: Eq. (5.2)."
-    wide = torch.promote_types(features.dtype, torch.float32)       # they will be subtracted from others like them
+    # they will be subtracted from others like them
+    wide = torch.promote_types(features.dtype, torch.float32)
     length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide)
     return features / (length + 1e-10)                          # Eq. (5.2)
 
 # %% ../nbs/05_perceptual.ipynb #c021
 class PerceptualLoss(nn.Module):
-    "LPIPS distance of two batches of pictures; frozen. `weights`: vgg | random | path of a VGG16 state dict."
+    """LPIPS distance of two batches of pictures; frozen. `weights`: vgg | random | path of a VGG16
+    state dict."""
     smallest = 16       # pixels: four halvings
 
     def __init__(self, weights: str = "vgg"):
         super().__init__()
         path = fetch_vgg() if weights == "vgg" else Path(weights).expanduser()
         frame = lpips_frame()
-        places = {name.split(".", 1)[1]: p for name, p in frame.net.named_parameters()}     # without "slice1." and so on
+        # without "slice1." and so on
+        places = {name.split(".", 1)[1]: p for name, p in frame.net.named_parameters()}
         shapes = {name: p.shape for name, p in places.items()}
         trunk = random_trunk(shapes) if weights == "random" else read_trunk(path, shapes)
-        for name, p in places.items(): p.copy_(trunk[name])
+        for name, p in places.items():
+            p.copy_(trunk[name])
         self.scale = frame.scaling_layer
         self.slices = nn.ModuleList([getattr(frame.net, f"slice{l}") for l in range(1, 6)])
-        self.heads = nn.ModuleList([head.model[-1] for head in frame.lins])                  # the dropout before it stays behind
+        # the dropout before it stays behind
+        self.heads = nn.ModuleList([head.model[-1] for head in frame.lins])
 
     def features(
         self,
         x: Tensor,              # (B, C, H, W) in [-1, 1], C = 1 or 3
     ) -> list[Tensor]:          # five of (B, C_l, H_l, W_l)
         "What VGG16 sees: Eq. (5.1)."
-        if x.shape[1] not in (1, 3): raise UserError(f"the perceptual loss wants 1 or 3 colours, got {x.shape[1]}: set --tokenizer.image.perceptual none")
+        if x.shape[1] not in (1, 3):
+            raise UserError(
+                f"the perceptual loss wants 1 or 3 colours, got {x.shape[1]}: "
+                "set --tokenizer.image.perceptual none"
+            )
         if min(x.shape[2:]) < self.smallest:
-            raise UserError(f"the perceptual loss wants at least {self.smallest}x{self.smallest} pixels, got {x.shape[2]}x{x.shape[3]}: set --tokenizer.image.perceptual none")
+            raise UserError(
+                f"the perceptual loss wants at least {self.smallest}x{self.smallest} pixels, "
+                f"got {x.shape[2]}x{x.shape[3]}: set --tokenizer.image.perceptual none"
+            )
         f, out = self.scale(x.expand(-1, 3, -1, -1)).to(self.slices[0][0].weight.dtype), []
         for layers in self.slices:
-            f = layers(f)                                                                    # Eq. (5.1)
+            f = layers(f)                                                               # Eq. (5.1)
             out.append(f)
         return out
 
@@ -140,9 +192,14 @@ class PerceptualLoss(nn.Module):
         "Distance of each pair: Eq. (5.3)."
         pairs = zip(self.features(x), self.features(y))
         gaps = ((unit_channels(b) - unit_channels(a)).square() for a, b in pairs)
-        return sum(gap.mean((2, 3)) @ head.weight.flatten().to(gap.dtype) for head, gap in zip(self.heads, gaps))   # Eq. (5.3)
+        # Eq. (5.3)
+        return sum(
+            gap.mean((2, 3)) @ head.weight.flatten().to(gap.dtype)
+            for head, gap in zip(self.heads, gaps)
+        )
 
 # %% ../nbs/05_perceptual.ipynb #c022
 def make_perceptual(choice: str) -> PerceptualLoss | None:
-    "The perceptual loss named by a configuration: none | vgg | random | path of a VGG16 state dict."
+    """The perceptual loss named by a configuration: none | vgg | random | path of a VGG16 state
+    dict."""
     return None if choice == "none" else PerceptualLoss(choice)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .retention import DecayTables, block_states, block_writes, last_state, read_blocks, states_before
+from simulus_nb.retention import (
+    DecayTables, block_states, block_writes, last_state, read_blocks, states_before
+)
 from .retnet import RetNet, RetNetLayer, Turn, merge_heads, reframe, to_heads
 from .spaces import UserError
 
@@ -21,7 +23,8 @@ def pop_reference(
     xu: Tensor,                       # (K, d) learned prediction tokens X^u
     state: Tensor | None = None,      # (layers, B, h, d_k, d_v)
 ) -> tuple[Tensor, Tensor]:           # Y^u (B, T, K, d), state after block T
-    "Step to S_t, then call f_θ(S_t, X^u) and forget the state it leaves: Eq. (10.2) word for word, slowly."
+    """Step to S_t, then call f_θ(S_t, X^u) and forget the state it leaves: Eq. (10.2) word for
+    word, slowly."""
     outputs = []
     for t in range(x.shape[1]):
         _, state = net(x[:, t : t + 1], state)
@@ -35,11 +38,12 @@ def project(
     h: Tensor,                        # (B, n + P*K, d) residual stream: context, then predictions
     here: Turn,                       # where the n tokens of the context stand
     there: Turn,                      # where the P*K prediction tokens stand
-    xu: Tensor | None = None,         # (K, d) in the first layer: there all predictions ask the same
+    xu: Tensor | None = None,       # (K, d) in the first layer: there all predictions ask the same
     last: bool = False,               # the last layer: of the context only keys and values are read
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
-    """Normalise, project, cut: (q,) k, v of the context; q, k, v of the predictions; gate of what goes on.
+    """Normalise, project, cut.
 
+    Returns (q,) k, v of the context; q, k, v of the predictions; the gate of what goes on.
     One call for both streams, except where part of the work would be wasted."""
     d, norm, heads = h.shape[-1], layer.norm_retention, layer.heads
     if xu is None and not last:
@@ -61,7 +65,8 @@ def project(
 
 # %% ../nbs/10_pop.ipynb #c017
 def silent(tables: DecayTables, mask: Tensor) -> DecayTables:
-    "Tables with which blocks that are padding, False in the mask (B, T), write nothing: Eq. (10.8)."
+    """Tables with which blocks that are padding, False in the mask (B, T), write nothing: Eq.
+    (10.8)."""
     return tables._replace(write=tables.write * mask[:, None, :, None, None])       # Eq. (10.8)
 
 def pop(
@@ -69,13 +74,15 @@ def pop(
     x: Tensor,                        # (B, T, L, d) embedded blocks
     xu: Tensor,                       # (K, d) learned prediction tokens X^u
     state: Tensor | None = None,      # (layers, B, h, d_k, d_v); None: nothing seen yet
-    mask: Tensor | None = None,       # (B, T) False where a block is padding: it writes nothing to the state
-    first: int = 1,                   # predict from S_first, ..., S_T only (1-based); first = T + 1 predicts nothing
+    mask: Tensor | None = None,       # (B, T) False where a block is padding: it writes nothing to
+                                      # the state
+    first: int = 1,  # predict from S_first, ..., S_T only (1-based); first = T + 1 predicts nothing
     keep: bool = True,                # False: the state after block T is not wanted (None)
 ) -> tuple[Tensor, Tensor | None]:    # Y^u (B, T - first + 1, K, d), state after block T
     "All next observations of a segment in one pass, equal to `pop_reference`: Eqs. (10.2), (10.7)."
     (B, T, L, d), K, P = x.shape, len(xu), x.shape[1] + 1 - first
-    if not 1 <= first <= T + 1: raise UserError(f"first must be between 1 and T + 1 = {T + 1}, not {first}")
+    if not 1 <= first <= T + 1:
+        raise UserError(f"first must be between 1 and T + 1 = {T + 1}, not {first}")
     at, states = net.tables(T, L, x), []
     decay = at.decay if mask is None else silent(at.decay, mask)
     there = tuple(t[..., first - 1:, :K, :] for t in at.there)          # Eq. (10.6)
@@ -88,11 +95,12 @@ def pop(
         after = block_states(*written, first)
         o = [read_blocks(*u, after, net.decay, tables=decay)]           # Eq. (10.7)
         if last:
-            h = h[:, T * L:]                                            # nobody reads the context's last outputs
+            h = h[:, T * L:]                            # nobody reads the context's last outputs
         else:
             before = states_before(*written)
             o.insert(0, read_blocks(*qx, kx, vx, before, net.decay, tables=decay))
         h = layer.update(h, merge_heads(*o), gate)
-        if keep: states.append(last_state(*written, after))
+        if keep:
+            states.append(last_state(*written, after))
     state = reframe(torch.stack(states), at) if keep else None
     return h.view(B, P, K, d), state                                    # Eq. (10.2) for all t

@@ -35,7 +35,8 @@ def row_bytes(
 def episode_bounds(
     last: np.ndarray,       # (n,) bool: final rows
     first_position: int,    # position of the first of these rows
-    open_start: int | None, # where the episode in progress began; None: the first row begins a new one
+    open_start: int | None,  # where the episode in progress began; None: the first row begins a new
+                             # one
 ) -> tuple[np.ndarray, np.ndarray]:     # start, end: both (n,) positions
     "Where the episode of every new row starts and where, so far, it ends."
     position = first_position + np.arange(len(last))
@@ -58,24 +59,35 @@ class RowTable:
     ):
         self.ring = capacity // num_envs
         if self.ring < 2:
-            raise UserError(f"a replay buffer needs at least 2 rows per environment: raise its capacity ({capacity}) or use fewer environments ({num_envs})")
-        self.capacity, self.num_envs, self.device, self.obs_spec = self.ring * num_envs, num_envs, torch.device(device), obs_spec
-        make = lambda dtype, *shape: torch.zeros(self.capacity, *shape, dtype=dtype, device=self.device)
+            raise UserError(
+                "a replay buffer needs at least 2 rows per environment: "
+                f"raise its capacity ({capacity}) or use fewer environments ({num_envs})"
+            )
+        self.capacity, self.num_envs, self.device, self.obs_spec = (
+            self.ring * num_envs, num_envs, torch.device(device), obs_spec
+        )
+        make = lambda dtype, *shape: torch.zeros(
+            self.capacity, *shape, dtype=dtype, device=self.device
+        )
         self.obs = {m.key: make(obs_dtype(m), *m.shape) for m in obs_spec.modalities}
         self.action, self.tokens = make(torch.int16, action_count), make(torch.int16, symbols)
         self.reward, self.done, self.last = make(torch.float32), make(torch.bool), make(torch.bool)
-        self.position, self.start, self.end = make(torch.int64), make(torch.int64), make(torch.int64)
+        self.position, self.start, self.end = (
+            make(torch.int64), make(torch.int64), make(torch.int64)
+        )
         self.written = [0] * num_envs                               # rows ever written
-        self.open_start: list[int | None] = [None] * num_envs       # where the episode in progress began
+        self.open_start: list[int | None] = [None] * num_envs  # where the episode in progress began
 
     def tensors(self) -> dict[str, Tensor]:
         "All tensors by name."
         flat = ("action", "tokens", "reward", "done", "last", "position", "start", "end")
-        return {name: getattr(self, name) for name in flat} | {f"obs.{k}": x for k, x in self.obs.items()}
+        return {name: getattr(self, name) for name in flat} | {
+            f"obs.{k}": x for k, x in self.obs.items()
+        }
 
     def rows_of(self, env: int, position: np.ndarray) -> Tensor:
         "The rows that hold these positions of one environment."
-        return torch.from_numpy(env * self.ring + position % self.ring).to(self.device)     # Eq. (2.4)
+        return torch.from_numpy(env * self.ring + position % self.ring).to(self.device)  # Eq. (2.4)
 
     @property
     def nbytes(self) -> int:
@@ -99,9 +111,13 @@ class EpisodeTable(RowTable):
         if self.open_start[env] is not None:
             earlier = np.arange(max(self.open_start[env], first - self.ring), first)
             self.end[self.rows_of(env, earlier)] = int(end[0])      # Eq. (2.5)
-        values = {"action": rows.action, "reward": rows.reward, "done": rows.done, "last": rows.last, "position": first + np.arange(n), "start": start, "end": end}
+        values = {
+            "action": rows.action, "reward": rows.reward, "done": rows.done, "last": rows.last,
+            "position": first + np.arange(n), "start": start, "end": end
+        }
         values |= {f"obs.{k}": x for k, x in rows.obs.items()}
-        values = {name: x[-self.ring:] for name, x in values.items()}       # more than the ring holds: only the newest stay
+        # more than the ring holds: only the newest stay
+        values = {name: x[-self.ring:] for name, x in values.items()}
         at, tensors = self.rows_of(env, values["position"]), self.tensors()
         for name, x in values.items():
             tensors[name][at] = torch.from_numpy(x.copy()).to(self.device, tensors[name].dtype)
@@ -137,24 +153,40 @@ class EpisodeTable(RowTable):
         return len(self.lists()[1])
 
 # %% ../nbs/02_replay.ipynb #c022
-WIDE = 64                                                           # bytes of a row from which on a column goes into a file packed
+WIDE = 64                           # bytes of a row from which on a column goes into a file packed
 
 class SavedTable(EpisodeTable):
     "An `EpisodeTable` that goes into a file and comes back."
 
     def state_dict(self) -> dict[str, Tensor]:
         "The filled part as plain tensors, wide rows compressed."
-        rows, state = self.filled(), {"written": torch.tensor(self.written), "open_start": torch.tensor([-1 if s is None else s for s in self.open_start])}
+        rows, state = (
+            self.filled(),
+            {
+                "written": torch.tensor(self.written),
+                "open_start": torch.tensor([-1 if s is None else s for s in self.open_start])
+            },
+        )
         for name, x in self.tensors().items():
             wide = x[0].nbytes >= WIDE
-            state |= {f"{name}.{part}": data for part, data in pack_rows(x, rows).items()} if wide else {name: x[rows]}
+            state |= (
+                {f"{name}.{part}": data for part, data in pack_rows(x, rows).items()}
+                if wide
+                else {name: x[rows]}
+            )
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        "Put back what `state_dict` gave, into a buffer of the same capacity and number of environments; `DamagedError` for what it cannot have given."
+        """Put back what `state_dict` gave, into a buffer of the same capacity and number of
+        environments; `DamagedError` for what it cannot have given."""
         written, open_start = state["written"].tolist(), state["open_start"].tolist()
-        if len(written) != self.num_envs or sum(min(n, self.ring) for n in written) != len(state["position"]):
-            raise UserError("this replay state belongs to a buffer of another capacity or number of environments")
+        if len(written) != self.num_envs or sum(min(n, self.ring) for n in written) != len(
+            state["position"]
+        ):
+            raise UserError(
+                "this replay state belongs to a buffer of another capacity or number of "
+                "environments"
+            )
         self._check(state, written, open_start)
         self.written, self._lists = written, None
         self.open_start = [None if s < 0 else s for s in open_start]
@@ -171,17 +203,35 @@ class SavedTable(EpisodeTable):
     def _check(self, state: dict[str, Tensor], written: list[int], open_start: list[int]) -> None:
         "Raise `DamagedError` unless the state is one that a buffer of this size can have."
         row = [np.arange(min(n, self.ring)) for n in written]
-        position = torch.from_numpy(np.concatenate([n - 1 - (n - 1 - r) % self.ring for n, r in zip(written, row)]))   # Eq. (2.4)
+        # Eq. (2.4)
+        position = torch.from_numpy(
+            np.concatenate([n - 1 - (n - 1 - r) % self.ring for n, r in zip(written, row)])
+        )
         total = torch.from_numpy(np.repeat(written, [len(r) for r in row]))
         start, end = state["start"], state["end"]
         for name, x in self.tensors().items():
-            if name in state and (state[name].dtype, state[name].shape) != (x.dtype, (len(position), *x.shape[1:])):
+            if name in state and (state[name].dtype, state[name].shape) != (
+                x.dtype, (len(position), *x.shape[1:])
+            ):
                 raise DamagedError(f"the saved replay buffer has {name} in another shape or type")
             if name not in state and not {f"{name}.bytes", f"{name}.ends"} <= state.keys():
                 raise DamagedError(f"the saved replay buffer has no {name}")
-        sound = torch.equal(state["position"].cpu(), position) and bool(((0 <= start.cpu()) & (start.cpu() <= position) & (position <= end.cpu()) & (end.cpu() < total)).all())
-        if not sound or not all(-1 <= s < max(n, 1) for s, n in zip(open_start, written, strict=True)) or not torch.isfinite(state["reward"]).all():
-            raise DamagedError("the saved replay buffer holds positions, episodes or rewards that cannot be")
+        sound = torch.equal(state["position"].cpu(), position) and bool(
+            (
+                (0 <= start.cpu())
+                & (start.cpu() <= position)
+                & (position <= end.cpu())
+                & (end.cpu() < total)
+            ).all()
+        )
+        if (
+            not sound
+            or not all(-1 <= s < max(n, 1) for s, n in zip(open_start, written, strict=True))
+            or not torch.isfinite(state["reward"]).all()
+        ):
+            raise DamagedError(
+                "the saved replay buffer holds positions, episodes or rewards that cannot be"
+            )
 
 # %% ../nbs/02_replay.ipynb #c028
 @dataclass
@@ -196,7 +246,9 @@ class Segment:
 
 # %% ../nbs/02_replay.ipynb #c029
 class ReplayBuffer(SavedTable):
-    "The last `capacity` rows, dealt out as frames, segments and contexts. Generators must live on `device`."
+    """The last `capacity` rows, dealt out as frames, segments and contexts.
+
+    Generators must live on `device`."""
 
     def _draw(self, rows: Tensor, batch: int, generator: torch.Generator | None) -> Tensor:
         if len(rows) == 0:
@@ -214,21 +266,24 @@ class ReplayBuffer(SavedTable):
 
     def set_tokens(self, index: Tensor, z: Tensor) -> None:
         "Store the tokens `z` (n, S) of the rows `index` (n,)."
-        self.tokens[index] = z.to(self.device, self.tokens.dtype)                           # Eq. (2.2)
+        self.tokens[index] = z.to(self.device, self.tokens.dtype)                       # Eq. (2.2)
 
     def _start(self, row: Tensor) -> Tensor:
         "First stored position of the episodes of these rows."
         return torch.maximum(self.start[row], self.lists()[2][row // self.ring])
 
     def _windows(self, row: Tensor, begin: Tensor, length: int) -> Segment:
-        "The windows that begin at these positions of the episodes of the rows `row`: Eqs. (2.1), (2.2)."
+        """The windows that begin at these positions of the episodes of the rows `row`: Eqs. (2.1),
+        (2.2)."""
         position = begin[:, None] + torch.arange(length, device=self.device)                # (B, T)
-        mask = (position >= self._start(row)[:, None]) & (position <= self.end[row][:, None])       # Eq. (2.6)
+        # Eq. (2.6)
+        mask = (position >= self._start(row)[:, None]) & (position <= self.end[row][:, None])
         ring = (row // self.ring * self.ring)[:, None]
         index = torch.where(mask, ring + position % self.ring, 0)  # Eq. (2.4)
         z = self.tokens[index].long() * mask[..., None]  # Eq. (2.2)
         action = self.action[index].long() * mask[..., None]  # Eq. (2.2)
-        return Segment(z, action, self.reward[index] * mask, self.done[index] & mask, mask, index)  # Eq. (2.1)
+        # Eq. (2.1)
+        return Segment(z, action, self.reward[index] * mask, self.done[index] & mask, mask, index)
 
     def count_windows(self, length: int) -> int:
         "W, how many windows of `length` rows show a transition: Eq. (2.7a)."
@@ -251,10 +306,14 @@ class ReplayBuffer(SavedTable):
 
     def segments(self, batch: int, length: int, context: int = 1,
                  generator: torch.Generator | None = None) -> Segment:
-        """Windows for M, uniform over all that show a transition: Eq. (2.7). Each is equally often
-        a target at each of the places 1..length-1. `context` is only checked: it must be smaller than `length`."""
+        """Windows for M, uniform over all that show a transition: Eq. (2.7).
+
+        Each is equally often a target at each of the places 1..length-1. `context` is only checked:
+        it must be smaller than `length`."""
         if not 1 <= context < length:
-            raise UserError(f"segments need 1 <= context < length; got context={context}, length={length}")
+            raise UserError(
+                f"segments need 1 <= context < length; got context={context}, length={length}"
+            )
         total = self.count_windows(length)
         if total == 0:
             raise UserError("the replay buffer holds no two observations of one episode: "
@@ -262,7 +321,10 @@ class ReplayBuffer(SavedTable):
         number = torch.randint(total, (batch,), generator=generator, device=self.device)
         return self.window(number, length)  # Eq. (2.7)
 
-    def contexts(self, batch: int, length: int, generator: torch.Generator | None = None) -> Segment:
-        "Windows for C that end at a uniformly drawn row which an action follows; padded on the left."
+    def contexts(
+        self, batch: int, length: int, generator: torch.Generator | None = None
+    ) -> Segment:
+        """Windows for C that end at a uniformly drawn row which an action follows; padded on the
+        left."""
         row = self._draw(self.lists()[1], batch, generator)
         return self._windows(row, self.position[row] - length + 1, length)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .retention import DecayTables, block_writes, decay_tables, last_state, read_blocks, states_before
+from simulus_nb.retention import (
+    DecayTables, block_writes, decay_tables, last_state, read_blocks, states_before
+)
 from .spaces import UserError
 
 # %% ../nbs/09_retnet.ipynb #c005
@@ -26,21 +28,38 @@ class RetNetConfig:
     "Sizes of the sequence model f_θ (defaults: Simulus on Atari)."
     width: int = field(default=256, metadata=dict(help="model width d", low=1))
     heads: int = field(default=4, metadata=dict(help="retention heads h", low=1))
-    layers: int = field(default=10, metadata=dict(help="layers, each of retention and feed-forward", low=1))
+    layers: int = field(
+        default=10, metadata=dict(help="layers, each of retention and feed-forward", low=1)
+    )
     ffn: int = field(default=4, metadata=dict(help="feed-forward width as a multiple of d", low=1))
-    dropout: float = field(default=0.1, metadata=dict(help="dropout at the end of both residual branches while training", low=0, high=0.9))
-    windows: tuple[float, float] = field(default=(4.0, 16.0), metadata=dict(help="shortest and longest memory of a head, in blocks", low=0))
+    dropout: float = field(
+        default=0.1,
+        metadata=dict(
+            help="dropout at the end of both residual branches while training", low=0, high=0.9
+        ),
+    )
+    windows: tuple[float, float] = field(
+        default=(4.0, 16.0),
+        metadata=dict(help="shortest and longest memory of a head, in blocks", low=0)
+    )
 
     def __post_init__(self):
         if self.heads < 1 or self.width % (2 * self.heads):
-            raise UserError(f"width must be a multiple of 2 * heads = {2 * self.heads} (channels turn in pairs), not {self.width}")
+            raise UserError(
+                f"width must be a multiple of 2 * heads = {2 * self.heads} (channels turn in "
+                f"pairs), not {self.width}"
+            )
         if not 0 < self.windows[0] <= self.windows[1]:
-            raise UserError(f"windows must be two positive numbers of blocks, the shorter one first, not {self.windows}")
+            raise UserError(
+                "windows must be two positive numbers of blocks, the shorter one first, "
+                f"not {self.windows}"
+            )
 
 # %% ../nbs/09_retnet.ipynb #c008
 def head_decays(
     heads: int,                       # number of heads h
-    windows: tuple[float, float],     # shortest and longest window, in blocks; a single head takes the shortest
+    windows: tuple[float, float],     # shortest and longest window, in blocks; a single head takes
+                                      # the shortest
     block: int,                       # tokens per block L
 ) -> Tensor:                          # (h,) decay γ of each head, float64
     "One decay per head, `1 - 1/window`, windows spaced evenly on a log scale: Eq. (9.1)."
@@ -69,7 +88,9 @@ def rotate_reference(
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)    # Eq. (9.3)
 
 # %% ../nbs/09_retnet.ipynb #c016
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False, out: Tensor | None = None) -> Tensor:
+def _turn(
+    x: Tensor, cos: Tensor, sin: Tensor, back: bool = False, out: Tensor | None = None
+) -> Tensor:
     "Eq. (9.3), or its reverse, each half of the result written straight to its place."
     y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
     (a, b), (left, right) = x.chunk(2, -1), y.chunk(2, -1)
@@ -90,12 +111,15 @@ class _Turn(torch.autograd.Function):
 
 def rotate(
     x: Tensor,                        # (..., n, d_k)
-    cos: Tensor,                      # (n, d_k/2) or broadcastable to half of x; a constant: it gets no gradient
+    cos: Tensor,        # (n, d_k/2) or broadcastable to half of x; a constant: it gets no gradient
     sin: Tensor,                      # likewise
 ) -> Tensor:                          # (..., n, d_k), in the type of x
     "`rotate_reference` without its intermediate results; a compiler fuses the plain one by itself."
-    if torch.compiler.is_compiling(): return rotate_reference(x, cos, sin).to(x.dtype)
-    return _Turn.apply(x.expand(*torch.broadcast_shapes(x.shape[:-1], cos.shape[:-1]), -1), cos, sin)
+    if torch.compiler.is_compiling():
+        return rotate_reference(x, cos, sin).to(x.dtype)
+    return _Turn.apply(
+        x.expand(*torch.broadcast_shapes(x.shape[:-1], cos.shape[:-1]), -1), cos, sin
+    )
 
 # %% ../nbs/09_retnet.ipynb #c023
 Turn = tuple[Tensor, Tensor]          # cos, sin (2, 1, 1, T, n, d_k/2): of queries, then of keys
@@ -116,7 +140,8 @@ def to_heads_reference(
     x: Tensor,                        # (B, rows, c*d): k|v, or q|k|v, or q|k|v|gate side by side
     heads: int,                       # h
     *turns: Turn,                     # one for each section of the rows, of T blocks of n tokens
-) -> tuple[Tensor, ...]:              # of each section (q,) k, v (B, h, T, n, d_k); at last the gate, if there is one
+) -> tuple[Tensor, ...]:              # of each section (q,) k, v (B, h, T, n, d_k); at last the
+                                      # gate, if there is one
     "Turn queries and keys to their positions, leave values and gate alone."
     out = []
     for part, (cos, sin) in zip(sections(x, heads, turns), turns):
@@ -167,15 +192,18 @@ def to_heads(
     heads: int,
     *turns: Turn,
 ) -> tuple[Tensor, ...]:
-    "`to_heads_reference`, each piece written straight to its place; so is its gradient: Eq. (9.4a)."
-    if torch.compiler.is_compiling(): return to_heads_reference(x, heads, *turns)
+    """`to_heads_reference`, each piece written straight to its place; so is its gradient: Eq.
+    (9.4a)."""
+    if torch.compiler.is_compiling():
+        return to_heads_reference(x, heads, *turns)
     return _ToHeads.apply(x, heads, *(table for turn in turns for table in turn))
 
 # %% ../nbs/09_retnet.ipynb #c025
 def merge_heads(
-    *parts: Tensor,                   # (B, h, T, n, d_v) each: what the heads read, section by section
+    *parts: Tensor,             # (B, h, T, n, d_v) each: what the heads read, section by section
 ) -> Tensor:                          # (B, rows, h*d_v)
-    "Join heads, blocks and sections again, each head of each token normalised on its own: Eq. (9.6)."
+    """Join heads, blocks and sections again, each head of each token normalised on its own: Eq.
+    (9.6)."""
     normed = [F.layer_norm(o, o.shape[-1:], eps=1e-6) for o in parts]           # Eq. (9.6)
     return torch.cat([o.flatten(2, 3).transpose(1, 2) for o in normed], 1).flatten(2)
 
@@ -184,16 +212,20 @@ def dropout(
     x: Tensor,                        # any shape
     p: float,                         # probability of 0, in [0, 1)
 ) -> Tensor:                          # like x
-    "Zeros with probability p (to the nearest 1/65536 on a CPU), the rest divided by 1 - p: Eq. (9.8a)."
-    if p == 0: return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling(): return F.dropout(x, p)
+    """Zeros with probability p (to the nearest 1/65536 on a CPU), the rest divided by 1 - p: Eq.
+    (9.8a)."""
+    if p == 0:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     keep = bits.view(torch.int16)[:x.numel()].view(x.shape) >= round(2**16 * p) - 2**15
     return x * keep.to(x.dtype).mul_(1 / (1 - p))                       # Eq. (9.8a)
 
 # %% ../nbs/09_retnet.ipynb #c032
 class RetNetLayer(nn.Module):
-    "One layer: gated multi-scale retention, then a feed-forward network, each on a pre-normalised residual branch: Eq. (9.8)."
+    """One layer: gated multi-scale retention, then a feed-forward network, each on a pre-normalised
+    residual branch: Eq. (9.8)."""
 
     def __init__(self, config: RetNetConfig):
         super().__init__()
@@ -201,7 +233,7 @@ class RetNetLayer(nn.Module):
         self.norm_retention, self.norm_ffn = nn.LayerNorm(d, eps=1e-6), nn.LayerNorm(d, eps=1e-6)
         self.qkvg = nn.Linear(d, 4 * d, bias=False)             # W_Q, W_K, W_V, W_G
         self.out = nn.Linear(d, d, bias=False)                  # W_O
-        self.up, self.down = nn.Linear(d, config.ffn * d), nn.Linear(config.ffn * d, d)     # W_1, W_2
+        self.up, self.down = nn.Linear(d, config.ffn * d), nn.Linear(config.ffn * d, d)   # W_1, W_2
         self.dropout = config.dropout
 
     def update(
@@ -213,16 +245,18 @@ class RetNetLayer(nn.Module):
         "The layer after retention: gate, projection, feed-forward."
         p = self.dropout if self.training else 0.0
         x = x + dropout(self.out(F.silu(gate) * o.to(gate.dtype)), p)   # Eqs. (9.7), (9.8)
-        hidden = F.silu(self.up(self.norm_ffn(x)), inplace=not torch.is_grad_enabled())     # in a dream nobody asks for it again
+        # in a dream nobody asks for it again
+        hidden = F.silu(self.up(self.norm_ffn(x)), inplace=not torch.is_grad_enabled())
         return x + dropout(self.down(hidden), p)                        # Eq. (9.8)
 
 # %% ../nbs/09_retnet.ipynb #c034
 @dataclass(frozen=True)
 class Tables:
-    "Everything constant of a pass over T blocks of n tokens: made once, reused by every layer and every step."
+    """Everything constant of a pass over T blocks of n tokens: made once, reused by every layer and
+    every step."""
     decay: DecayTables                # powers of γ
-    here: Turn                        # of the blocks 0, ..., T - 1: token p of block t stands at t·L + p
-    there: Turn                       # of the blocks 1, ..., T, where predictions stand: next chapter
+    here: Turn                  # of the blocks 0, ..., T - 1: token p of block t stands at t·L + p
+    there: Turn                     # of the blocks 1, ..., T, where predictions stand: next chapter
     end_cos: Tensor                   # (1, d_k/2) a turn back by the length of the pass
     end_sin: Tensor
 
@@ -235,7 +269,7 @@ def reframe(
 
 # %% ../nbs/09_retnet.ipynb #c036
 @torch.compiler.disable                                         # constants belong into no graph
-@torch.inference_mode(False)                                    # nor may the first caller's mode stick to them
+@torch.inference_mode(False)                        # nor may the first caller's mode stick to them
 def make_tables(
     decay: Tensor,                    # (h,) float64
     d_k: int,                         # head width
@@ -246,8 +280,11 @@ def make_tables(
 ) -> Tables:
     "Tables of a pass: Eqs. (9.3), (9.5) and (9.9)."
     wide = torch.promote_types(like.dtype, torch.float32)
-    at = torch.arange(T + 1, device=decay.device)[:, None] * block + torch.arange(n, device=decay.device)
-    turn = [torch.stack([t, t * d_k ** -0.5]).view(2, 1, 1, T + 1, n, -1).to(like)      # Eq. (9.5): keys are scaled
+    at = torch.arange(T + 1, device=decay.device)[:, None] * block + torch.arange(
+        n, device=decay.device
+    )
+    # Eq. (9.5): keys are scaled
+    turn = [torch.stack([t, t * d_k ** -0.5]).view(2, 1, 1, T + 1, n, -1).to(like)
             for t in rotation(at.flatten(), d_k)]
     end = rotation(torch.tensor([-(T - 1) * block - n], device=decay.device), d_k)      # Eq. (9.9)
     here, there = (tuple(t[..., cut, :, :] for t in turn) for cut in (slice(0, T), slice(1, None)))
@@ -265,34 +302,39 @@ def init_weights(net: "RetNet") -> None:
 
 # %% ../nbs/09_retnet.ipynb #c040
 class RetNet(nn.Module):
-    """The sequence model f_θ over blocks of `block` tokens: Eq. (9.10). State (layers, B, h, d_k, d_v).
+    """The sequence model f_θ over blocks of `block` tokens: Eq. (9.10).
 
-    The state lives in the frame of the next block: its first token has position 0. Positions therefore never
-    grow, and tables of constant size serve a dream of any length."""
+    State (layers, B, h, d_k, d_v), in the frame of the next block: its first token has position 0.
+    Positions therefore never grow, and tables of constant size serve a dream of any length."""
 
     def __init__(self, config: RetNetConfig, block: int):
         super().__init__()
         self.config, self.block = config, block
         self.layers = nn.ModuleList(RetNetLayer(config) for _ in range(config.layers))
-        self.decay = head_decays(config.heads, config.windows, block)   # no buffer: it must stay float64 when weights do not
+        # no buffer: it must stay float64 when weights do not
+        self.decay = head_decays(config.heads, config.windows, block)
         self._tables: dict[tuple, Tables] = {}
         init_weights(self)
 
     def tables(self, blocks: int, n: int, like: Tensor) -> Tables:
-        "Tables for `blocks` blocks of `n` tokens in the dtype and on the device of `like`, made at the first use."
+        """Tables for `blocks` blocks of `n` tokens in the dtype and on the device of `like`, made
+        at the first use."""
         key = (blocks, n, like.dtype, like.device)
         if key not in self._tables:
-            self._tables[key] = make_tables(self.decay, self.config.width // self.config.heads, self.block, blocks, n, like)
+            self._tables[key] = make_tables(
+                self.decay, self.config.width // self.config.heads, self.block, blocks, n, like
+            )
         return self._tables[key]
 
     def forward(
         self,
-        x: Tensor,                    # (B, T, n, d) T blocks of n tokens (n = block, or any n when T = 1)
+        x: Tensor,              # (B, T, n, d) T blocks of n tokens (n = block, or any n when T = 1)
         state: Tensor | None = None,  # (layers, B, h, d_k, d_v); None: nothing seen yet
     ) -> tuple[Tensor, Tensor]:       # outputs (B, T, n, d), state after the last token
         "(S_t, Y_t) = f_θ(S_{t-1}, X_t) for all blocks at once."
         T, n, d = x.shape[1:]
-        if T > 1 and n != self.block: raise UserError(f"several blocks at once must have {self.block} tokens each, not {n}")
+        if T > 1 and n != self.block:
+            raise UserError(f"several blocks at once must have {self.block} tokens each, not {n}")
         h, tab, states = x.flatten(1, 2), self.tables(T, n, x), []
         for i, layer in enumerate(self.layers):
             q, k, v, gate = to_heads(layer.qkvg(layer.norm_retention(h)), layer.heads, tab.here)

@@ -28,21 +28,28 @@ def lambda_return_recurrent(
 # %% ../nbs/12_returns.ipynb #c028
 def lambda_return(
     reward: Tensor,     # (B, H) rewards; the last column is never used
-    done: Tensor,       # (B, H) bool or number: 1 where the episode ended after the action (not where it was cut off)
+    done: Tensor,       # (B, H) bool or number: 1 where the episode ended after the action (not
+                        # where it was cut off)
     value: Tensor,      # (B, H) values of the observations that came before the actions
     *,
     gamma: float,       # discount in [0, 1]
     lam: float,         # mix in [0, 1]: 0 trusts the values, 1 the rewards
 ) -> Tensor:            # (B, H) returns; the last column is `value`'s
-    "λ-return of all steps at once, one triangular product of size H x H per row: Eqs. (12.6), (12.7)."
+    """λ-return of all steps at once, one triangular product of size H x H per row: Eqs. (12.6),
+    (12.7)."""
     if not reward.shape == done.shape == value.shape or value.ndim != 2:
-        raise ValueError(f"reward, done and value must all be (B, H), got {tuple(reward.shape)}, {tuple(done.shape)}, {tuple(value.shape)}")
+        raise ValueError(
+            f"reward, done and value must all be (B, H), got {tuple(reward.shape)}, "
+            f"{tuple(done.shape)}, {tuple(value.shape)}"
+        )
     H = value.shape[1]
     carry = gamma * (1 - done[:, :-1].to(value.dtype))                          # (B, H-1) c_t
-    x = torch.cat([reward[:, :-1] + carry * (1 - lam) * value[:, 1:], value[:, -1:]], 1)   # (B, H) Eq. (12.6)
-    a = torch.cat([torch.ones_like(value[:, :1]), lam * carry], 1)              # (B, H) column m holds a_{m-1}
+    # (B, H) Eq. (12.6)
+    x = torch.cat([reward[:, :-1] + carry * (1 - lam) * value[:, 1:], value[:, -1:]], 1)
+    a = torch.cat([torch.ones_like(value[:, :1]), lam * carry], 1)  # (B, H) column m holds a_{m-1}
     later = torch.ones(H, H, dtype=torch.bool, device=value.device).triu(1)
-    P = torch.where(later, a[:, None], 1.0).cumprod(-1).triu()  # (B, H, H) row = now, column = later
+    # (B, H, H) row = now, column = later
+    P = torch.where(later, a[:, None], 1.0).cumprod(-1).triu()
     return (P * x[:, None]).sum(-1)                                             # Eq. (12.7)
 
 # %% ../nbs/12_returns.ipynb #c035
@@ -51,17 +58,21 @@ def lower_quantile(
     n: Tensor,          # () how many there are, on x's device
     q: float,           # quantile in [0, 1]; the cost grows with it
 ) -> Tensor:            # ()
-    "Quantile `q` of the `n` finite numbers in `x`, linearly interpolated, by selection from below: Eq. (12.10)."
+    """Quantile `q` of the `n` finite numbers in `x`, linearly interpolated, by selection from
+    below: Eq. (12.10)."""
     most = min(int(q * (x.numel() - 1)) + 2, x.numel())
-    smallest = x.topk(most, largest=False).values                              # sorted, smallest first
+    smallest = x.topk(most, largest=False).values                           # sorted, smallest first
     place = q * (n - 1).clamp(min=0)                                            # p
     k = place.floor().long().clamp(max=most - 1)
-    x_k, x_next = smallest[torch.stack([k, torch.minimum(k + 1, n - 1).clamp(0, most - 1)])]   # a (2,) index: a scalar one would sync
+    # a (2,) index: a scalar one would sync
+    x_k, x_next = smallest[torch.stack([k, torch.minimum(k + 1, n - 1).clamp(0, most - 1)])]
     return torch.lerp(x_k, x_next, (place - k).to(x.dtype))                     # Eq. (12.10)
 
 # %% ../nbs/12_returns.ipynb #c038
 class ReturnScale(nn.Module):
-    "Half the quantile range of the returns of the last `window` batches, Eq. (12.8). Divide advantages by `max(1, value)`."
+    """Half the quantile range of the returns of the last `window` batches, Eq. (12.8).
+
+    Divide advantages by `max(1, value)`."""
     def __init__(self,
         window: int = 500,      # batches remembered
         low: float = 0.025,     # lower quantile
@@ -71,19 +82,26 @@ class ReturnScale(nn.Module):
     ):
         super().__init__()
         if not (0 <= low < high <= 1 and window > 0 and batch > 0):
-            raise ValueError(f"ReturnScale needs 0 <= low < high <= 1 and positive sizes, got low={low}, high={high}, window={window}, batch={batch}")
+            raise ValueError(
+                f"ReturnScale needs 0 <= low < high <= 1 and positive sizes, got low={low}, "
+                f"high={high}, window={window}, batch={batch}"
+            )
         self.window, self.low, self.high, self.batch = window, low, high, batch
         self.register_buffer("memory", torch.full((window, batch), torch.inf))  # a ring of rows
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("value", torch.zeros(()))                          # c; 0 before the first update
+        self.register_buffer("value", torch.zeros(()))              # c; 0 before the first update
 
     @torch.no_grad()
     def update(self,
         returns: Tensor,        # `batch` numbers in any shape
     ) -> Tensor:                # () the new c
-        "Remember one batch of returns, forget the oldest if the memory is full, and measure the spread anew."
+        """Remember one batch of returns, forget the oldest if the memory is full, and measure the
+        spread anew."""
         if returns.numel() != self.batch:
-            raise ValueError(f"this ReturnScale was made for {self.batch} returns per update, got {returns.numel()}: make it with batch={returns.numel()}")
+            raise ValueError(
+                f"this ReturnScale was made for {self.batch} returns per update, "
+                f"got {returns.numel()}: make it with batch={returns.numel()}"
+            )
         row = (self.updates % self.window).view(1)
         self.memory.index_copy_(0, row, returns.detach().to(self.memory.dtype).view(1, -1))
         self.updates += 1

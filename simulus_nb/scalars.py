@@ -31,17 +31,23 @@ def symexp(
 
 # %% ../nbs/03_scalars.ipynb #c013
 class _Histogram(nn.Module):
-    "Scalars as probabilities over bins equally spaced in symlog space. No parameters, no state; a subclass says how to `_spread` a number."
+    """Scalars as probabilities over bins equally spaced in symlog space.
+
+    No parameters, no state; a subclass says how to `_spread` a number."""
     def __init__(self,
-        low: float,             # first bin centre, in symlog space; smaller targets are clipped to it
+        low: float,         # first bin centre, in symlog space; smaller targets are clipped to it
         high: float,            # last bin centre, in symlog space; larger targets are clipped to it
         bins: int = 129,        # number of bins; odd puts a centre in the middle
         sigma: float = 0.75,    # width of HL-Gauss's bell in bins (two-hot has no use for it)
-        mean: Literal["symlog", "raw"] = "symlog",      # where HL-Gauss averages its bins to read a number: Eq. (3.5) or (3.13)
+        mean: Literal["symlog", "raw"] = "symlog",      # where HL-Gauss averages its bins to read a
+                                                        # number: Eq. (3.5) or (3.13)
     ):
         super().__init__()
         if not (low < high and bins >= 2 and sigma > 0 and mean in ("symlog", "raw")):
-            raise ValueError(f"need low < high, bins >= 2, sigma > 0 and mean symlog or raw, got low={low}, high={high}, bins={bins}, sigma={sigma}, mean={mean}")
+            raise ValueError(
+                f"need low < high, bins >= 2, sigma > 0 and mean symlog or raw, got low={low}, "
+                f"high={high}, bins={bins}, sigma={sigma}, mean={mean}"
+            )
         self.low, self.high, self.bins, self.sigma, self.mean = low, high, bins, sigma, mean
         self.width = (high - low) / (bins - 1)                                  # Eq. (3.4), Delta
 
@@ -50,7 +56,8 @@ class _Histogram(nn.Module):
         return torch.linspace(self.low, self.high, self.bins, dtype=like.dtype, device=like.device)
 
     def encode(self, x: Tensor) -> Tensor:
-        "Target probabilities (..., bins) of numbers `x` (...); what lies outside the bins is clipped."
+        """Target probabilities (..., bins) of numbers `x` (...); what lies outside the bins is
+        clipped."""
         return self._spread(symlog(_at_least_float32(x)).clamp(self.low, self.high)[..., None])
 
     def decode(self, logits: Tensor) -> Tensor:
@@ -59,10 +66,15 @@ class _Histogram(nn.Module):
         return symexp((logits.softmax(-1) * self.centers(logits)).sum(-1))      # Eq. (3.5)
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
-        "Cross-entropy (...) between logits (..., bins) and the encoded targets `x` (...), which get no gradient: Eq. (3.6)."
+        """Cross-entropy (...) between logits (..., bins) and the encoded targets `x` (...), which
+        get no gradient: Eq. (3.6)."""
         if logits.shape != (*x.shape, self.bins):
-            raise ValueError(f"logits must be {(*x.shape, self.bins)} for targets of shape {tuple(x.shape)}, got {tuple(logits.shape)}")
-        return -(self.encode(x.detach()) * _at_least_float32(logits).log_softmax(-1)).sum(-1)   # Eq. (3.6), gradient Eq. (3.7)
+            raise ValueError(
+                f"logits must be {(*x.shape, self.bins)} for targets of shape {tuple(x.shape)}, "
+                f"got {tuple(logits.shape)}"
+            )
+        # Eq. (3.6), gradient Eq. (3.7)
+        return -(self.encode(x.detach()) * _at_least_float32(logits).log_softmax(-1)).sum(-1)
 
     def extra_repr(self) -> str:
         return f"low={self.low}, high={self.high}, bins={self.bins}, sigma={self.sigma}"
@@ -78,11 +90,15 @@ class TwoHot(_Histogram):
 
 # %% ../nbs/03_scalars.ipynb #c020
 class HLGauss(_Histogram):
-    "Scalars as the histogram of a bell of `sigma` bins around them (Farebrother et al. 2024): Eqs. (3.9), (3.10)."
+    """Scalars as the histogram of a bell of `sigma` bins around them (Farebrother et al. 2024):
+    Eqs. (3.9), (3.10)."""
     def _spread(self, y: Tensor) -> Tensor:
         half = self.width / 2
-        edges = torch.linspace(self.low - half, self.high + half, self.bins + 1, dtype=y.dtype, device=y.device)
-        below = torch.special.ndtr((edges - y) / (self.sigma * self.width))     # (..., bins + 1) mass left of each edge
+        edges = torch.linspace(
+            self.low - half, self.high + half, self.bins + 1, dtype=y.dtype, device=y.device
+        )
+        # (..., bins + 1) mass left of each edge
+        below = torch.special.ndtr((edges - y) / (self.sigma * self.width))
         Z = below[..., -1:] - below[..., :1]                                    # Eq. (3.10)
         return below.diff(dim=-1) / Z                                           # Eq. (3.9)
 
@@ -92,6 +108,7 @@ class HLGauss(_Histogram):
             return super().decode(logits)
         logits = _at_least_float32(logits)
         b = self.centers(logits)
-        wide = (self.sigma * self.width) ** 2 / 2 + log(sinh(self.width / 2) / (self.width / 2))        # Eq. (3.13a)
+        # Eq. (3.13a)
+        wide = (self.sigma * self.width) ** 2 / 2 + log(sinh(self.width / 2) / (self.width / 2))
         s = b.sign() * torch.expm1((b.abs() - wide).clamp(min=0))               # Eq. (3.13)
         return (logits.softmax(-1) * s).sum(-1)                                 # Eq. (3.13)

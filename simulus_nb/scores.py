@@ -23,8 +23,10 @@ from .evaluate import ATARI_SCORES, Evaluation, game_name, human_normalised
 from .spaces import UserError
 
 # %% ../nbs/31_results.ipynb #c006
-def read_scores(path: str | Path) -> dict[str, np.ndarray]:     # {game: (n_g,) raw scores of runs, or () a mean alone}
-    "Published raw scores by game: a JSON object whose values are lists of runs, or a number where only their mean is known."
+def read_scores(path: str | Path) -> dict[str, np.ndarray]:  # {game: (n_g,) raw scores of runs, or
+                                                             # () a mean alone}
+    """Published raw scores by game: a JSON object whose values are lists of runs, or a number where
+    only their mean is known."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf8"))
         scores = {game_name(game): np.asarray(x, dtype=np.float64) for game, x in found.items()}
@@ -33,10 +35,14 @@ def read_scores(path: str | Path) -> dict[str, np.ndarray]:     # {game: (n_g,) 
     except UserError as e:
         raise UserError(f"{path}: {e}") from None
     except (AttributeError, TypeError, ValueError):
-        raise UserError(f"{path} must be a JSON object of games, each with a list of scores or one number") from None
+        raise UserError(
+            f"{path} must be a JSON object of games, each with a list of scores or one number"
+        ) from None
     for game, x in scores.items():
         if x.ndim > 1 or x.size == 0 or not np.isfinite(x).all():
-            raise UserError(f"{path}: {game} must have a list of finite scores, at least one, or one number")
+            raise UserError(
+                f"{path}: {game} must have a list of finite scores, at least one, or one number"
+            )
     return scores
 
 def normalise(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -47,10 +53,14 @@ def normalise(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 SUMMARIES = ("mean", "median", "iqm", "optimality_gap")
 
 def run_table(scores: Mapping[str, np.ndarray]) -> np.ndarray:      # (n, G)
-    "All games with equally many runs: run i of game g is its run i mod n_g, i < n = lcm(n_1, ..., n_G), Eq. (31.2)."
+    """All games with equally many runs: run i of game g is its run i mod n_g, i < n = lcm(n_1, ...,
+    n_G), Eq. (31.2)."""
     runs = [np.asarray(x, dtype=np.float64) for x in scores.values()]
     if not runs or not all(x.ndim == 1 and x.size and np.isfinite(x).all() for x in runs):
-        raise UserError("every game needs a list of finite scores, one per run; for means alone there are only `mean` and `median`")
+        raise UserError(
+            "every game needs a list of finite scores, one per run; "
+            "for means alone there are only `mean` and `median`"
+        )
     n = math.lcm(*(len(x) for x in runs))
     return np.stack([np.tile(x, n // len(x)) for x in runs], -1)    # Eq. (31.2)
 
@@ -60,11 +70,11 @@ def iqm(table: np.ndarray) -> np.ndarray:
     k = flat.shape[-1] // 4
     return flat[..., k:flat.shape[-1] - k].mean(-1)                 # Eq. (31.3)
 
-def summaries(table: np.ndarray) -> np.ndarray:                     # (..., 4) in the order of SUMMARIES
+def summaries(table: np.ndarray) -> np.ndarray:                 # (..., 4) in the order of SUMMARIES
     "Mean, median, IQM and optimality gap of tables (..., n, G): Eqs. (31.1), (31.3), (31.4)."
     games = table.mean(-2)                                          # (..., G)
     gap = np.maximum(0, 1 - table).mean((-2, -1))                   # Eq. (31.4)
-    return np.stack([games.mean(-1), np.median(games, axis=-1), iqm(table), gap], -1)      # Eq. (31.1)
+    return np.stack([games.mean(-1), np.median(games, axis=-1), iqm(table), gap], -1)   # Eq. (31.1)
 
 # %% ../nbs/31_results.ipynb #c016
 def performance_profile(
@@ -80,14 +90,16 @@ def draw_rows(
     repeats: int,                   # B
     generator: np.random.Generator,
 ) -> np.ndarray:                    # (B, n, G), row numbers of `run_table`
-    "For each resample and game n_g draws with replacement, row i being draw i mod n_g: rho of Eq. (31.7)."
+    """For each resample and game n_g draws with replacement, row i being draw i mod n_g: rho of Eq.
+    (31.7)."""
     counts, n = np.asarray(counts), math.lcm(*counts)
-    drawn = generator.integers(counts, size=(repeats, counts.max(), len(counts)))           # Eq. (31.7)
+    drawn = generator.integers(counts, size=(repeats, counts.max(), len(counts)))       # Eq. (31.7)
     return drawn[:, np.arange(n)[:, None] % counts, np.arange(len(counts))]
 
 def bootstrap(
     statistic: Callable,                    # tables (..., n, G), one per agent -> (..., *shape)
-    *agents: Mapping[str, np.ndarray],      # normalised scores {game: (n_g,)}, the same games in the same order
+    *agents: Mapping[str, np.ndarray],      # normalised scores {game: (n_g,)}, the same games in
+                                            # the same order
     repeats: int = 2_000,                   # B
     confidence: float = 0.95,               # 1 - alpha
     seed: int = 0,
@@ -96,31 +108,43 @@ def bootstrap(
     if any(list(a) != list(agents[0]) for a in agents):
         raise UserError("agents can be compared only on the same games, in the same order")
     tables, generator = [run_table(a) for a in agents], np.random.default_rng(seed)
-    again = [np.take_along_axis(x[None], draw_rows([len(r) for r in a.values()], repeats, generator), 1) for x, a in zip(tables, agents)]
+    again = [
+        np.take_along_axis(x[None], draw_rows([len(r) for r in a.values()], repeats, generator), 1)
+        for x, a in zip(tables, agents)
+    ]
     ends = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
     return statistic(*tables), *np.quantile(statistic(*again), ends, axis=0)    # Eq. (31.8)
 
 # %% ../nbs/31_results.ipynb #c024
 def mean_spread(scores: Mapping[str, np.ndarray]) -> float:
     "Standard deviation of the resampled mean in closed form: Eq. (31.9)."
-    return math.sqrt(sum(np.var(x) / len(x) for x in scores.values())) / len(scores)        # Eq. (31.9)
+    return math.sqrt(sum(np.var(x) / len(x) for x in scores.values())) / len(scores)    # Eq. (31.9)
 
 # %% ../nbs/31_results.ipynb #c027
 def aggregate(
-    scores: Mapping[str, np.ndarray],   # {game: normalised scores of its runs (n_g,), or () where only their mean is known}
+    scores: Mapping[str, np.ndarray],   # {game: normalised scores of its runs (n_g,), or () where
+                                        # only their mean is known}
     repeats: int = 2_000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> dict[str, dict[str, float]]:       # {summary: {value, low, high}}, NaN where the data do not tell
+) -> dict[str, dict[str, float]]:   # {summary: {value, low, high}}, NaN where the data do not tell
     "The four summaries with bootstrap intervals: Eqs. (31.1) to (31.4), (31.7), (31.8)."
     if scores and any(np.ndim(x) == 0 for x in scores.values()):
-        value = summaries(np.array([[np.mean(x) for x in scores.values()]])) * [1, 1, np.nan, np.nan]     # Eq. (31.1) and no more
+        # Eq. (31.1) and no more
+        value = summaries(np.array([[np.mean(x) for x in scores.values()]])) * [
+            1, 1, np.nan, np.nan
+        ]
         low = high = np.full(4, np.nan)
     else:
-        value, low, high = bootstrap(summaries, scores, repeats=repeats, confidence=confidence, seed=seed)
+        value, low, high = bootstrap(
+            summaries, scores, repeats=repeats, confidence=confidence, seed=seed
+        )
         if min(len(x) for x in scores.values()) == 1:
             low = high = np.full(4, np.nan)
-    return {name: dict(zip(("value", "low", "high"), map(float, ends))) for name, *ends in zip(SUMMARIES, value, low, high)}
+    return {
+        name: dict(zip(("value", "low", "high"), map(float, ends)))
+        for name, *ends in zip(SUMMARIES, value, low, high)
+    }
 
 # %% ../nbs/31_results.ipynb #c039
 def improvement(
@@ -128,13 +152,16 @@ def improvement(
     y: np.ndarray,      # (..., k, G), the same games
 ) -> np.ndarray:        # (...)
     "Chance that a run of X beats a run of Y in a random game, ties half: Eq. (31.12)."
-    return (np.sign(x[..., :, None, :] - y[..., None, :, :]) / 2 + 0.5).mean((-3, -2, -1))      # Eq. (31.12)
+    # Eq. (31.12)
+    return (np.sign(x[..., :, None, :] - y[..., None, :, :]) / 2 + 0.5).mean((-3, -2, -1))
 
 # %% ../nbs/31_results.ipynb #c042
 def plot_aggregates(tables: Mapping[str, dict]) -> Figure:      # {agent: what `aggregate` gave}
     "Summaries and intervals, one panel each."
     titles = dict(zip(SUMMARIES, ("mean", "median", "IQM", "optimality gap (less is better)")))
-    figure, axes = plt.subplots(1, 4, figsize=(11, 0.7 + 0.3 * len(tables)), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, 4, figsize=(11, 0.7 + 0.3 * len(tables)), sharey=True, layout="constrained"
+    )
     for ax, (key, title) in zip(axes, titles.items()):
         for y, (agent, found) in enumerate(tables.items()):
             v, color = found[key], f"C{y % 10}"
@@ -161,28 +188,58 @@ def _text(x) -> bool:
 def _list(fits: Callable) -> Callable:
     return lambda x: isinstance(x, list) and all(map(fits, x))
 
-FILE_FIELDS = {         # name: (fits, what it must be, what it means)
-    "what": (_text, "a text", f"kind of record; this format: {TRAINING_RUN!r}. Other kinds may lie in the same folder and are not read here"),
+# %% ../nbs/31_results.ipynb #c053a
+FILE_FIELDS = {  # name: (fits, what it must be, what it means)
+    "what": (
+        _text, "a text",
+        f"kind of record; this format: {TRAINING_RUN!r}. Other kinds may lie in the same folder "
+        "and are not read here"
+    ),
     "command": (_text, "a text", "how the runs were started, with SEED for the seed"),
     "env": (_text, "a text", "Gymnasium id"),
     "preset": (_text, "a text", "published settings that the runs are held against"),
-    "deviations": (_list(_text), "a list of texts", "settings that differ from the preset, and whatever else was different"),
+    "deviations": (
+        _list(_text), "a list of texts",
+        "settings that differ from the preset, and whatever else was different"
+    ),
     "machine": (lambda x: isinstance(x, str), "a text", "processor, in words"),
     "gpu": (lambda x: x is None or _text(x), "a text or null", "name of the GPU; null: none"),
     "date": (_text, "a text", "day of recording"),
-    "git_commit": (lambda x: x is None or _text(x), "a text or null", "of the code; null: an installed wheel"),
-    "versions": (lambda x: isinstance(x, dict) and bool(x), "an object that is not empty", "of the packages"),
-    "settings": (lambda x: isinstance(x, dict) and bool(x), "an object that is not empty", "every setting by dotted name"),
-    "runs": (lambda x: isinstance(x, list) and bool(x), "a list that is not empty", "one object per seed, see below"),
+    "git_commit": (
+        lambda x: x is None or _text(x), "a text or null", "of the code; null: an installed wheel"
+    ),
+    "versions": (
+        lambda x: isinstance(x, dict) and bool(x), "an object that is not empty", "of the packages"
+    ),
+    "settings": (
+        lambda x: isinstance(x, dict) and bool(x), "an object that is not empty",
+        "every setting by dotted name"
+    ),
+    "runs": (
+        lambda x: isinstance(x, list) and bool(x), "a list that is not empty",
+        "one object per seed, see below"
+    ),
 }
 RUN_FIELDS = {
     "seed": (_count, "a whole number", "of everything random"),
     "env_steps": (_count, "a whole number", "steps of the environment"),
-    "wall_seconds": (lambda x: _number(x) and x >= 0, "a number of seconds", "of training, without the final evaluation"),
-    "peak_bytes": (lambda x: x is None or _count(x), "a whole number or null", "most memory of the GPU at a time; null: not recorded"),
-    "returns": (lambda x: _list(_number)(x) and bool(x), "a list of finite numbers, at least one", "raw scores of the final evaluation, 100 in a full run"),
+    "wall_seconds": (
+        lambda x: _number(x) and x >= 0, "a number of seconds",
+        "of training, without the final evaluation"
+    ),
+    "peak_bytes": (
+        lambda x: x is None or _count(x), "a whole number or null",
+        "most memory of the GPU at a time; null: not recorded"
+    ),
+    "returns": (
+        lambda x: _list(_number)(x) and bool(x), "a list of finite numbers, at least one",
+        "raw scores of the final evaluation, 100 in a full run"
+    ),
     "lengths": (_list(_count), "a list of whole numbers", "agent steps of those episodes"),
-    "history": (lambda x: _list(lambda h: isinstance(h, dict) and "env_steps" in h)(x), "a list of objects with env_steps", "the curve: numbers of every epoch, such as env/return"),
+    "history": (
+        lambda x: _list(lambda h: isinstance(h, dict) and "env_steps" in h)(x),
+        "a list of objects with env_steps", "the curve: numbers of every epoch, such as env/return"
+    ),
 }
 
 # %% ../nbs/31_results.ipynb #c054
@@ -220,11 +277,15 @@ class RunRecord:
 
     def curve(self, key: str = "env/return") -> np.ndarray:         # (k, 2): env_steps, value
         "One number of every epoch that has it, against environment steps."
-        return np.array([(h["env_steps"], h[key]) for h in self.own["history"] if _number(h.get(key))], dtype=np.float64).reshape(-1, 2)
+        return np.array(
+            [(h["env_steps"], h[key]) for h in self.own["history"] if _number(h.get(key))],
+            dtype=np.float64
+        ).reshape(-1, 2)
 
 
 def read_record(path: str | Path) -> list[RunRecord]:
-    "The runs of one file; [] if it is a record of something else. `UserError` if it does not follow the format."
+    """The runs of one file; [] if it is a record of something else. `UserError` if it does not
+    follow the format."""
     path = Path(path)
     try:
         found = json.loads(path.read_text(encoding="utf8"))
@@ -239,7 +300,10 @@ def read_record(path: str | Path) -> list[RunRecord]:
     for i, run in enumerate(found["runs"]):
         check_fields(run, RUN_FIELDS, f"{path}: runs[{i}]")
         if len(run["lengths"]) != len(run["returns"]):
-            raise UserError(f"{path}: runs[{i}] has {len(run['returns'])} returns but {len(run['lengths'])} lengths")
+            raise UserError(
+                f"{path}: runs[{i}] has {len(run['returns'])} returns but {len(run['lengths'])} "
+                "lengths"
+            )
     shared = {k: v for k, v in found.items() if k != "runs"}
     return [RunRecord(path, shared, run) for run in found["runs"]]
 
@@ -261,16 +325,28 @@ def result_table(
     published: Mapping[str, Mapping[str, np.ndarray]],          # {agent: raw scores {game: (n_g,)}}
 ) -> str:                                                       # Markdown
     "Own runs beside the lowest and highest published run of the same game."
-    head = ["game", "seed", "environment steps", "score", "normalised", *(f"{agent}, published" for agent in published), "wall time", "on", "deviations", "commit", "file"]
+    head = [
+        "game", "seed", "environment steps", "score", "normalised",
+        *(f"{agent}, published" for agent in published), "wall time", "on", "deviations", "commit",
+        "file"
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for r in records:
         game, score, hours = game_name(r.shared["env"]), r.result, r.own["wall_seconds"] / 3600
-        spans = [f"{x[game].min():g} to {x[game].max():g}" if x[game].ndim else f"mean {x[game]:g}" for x in published.values()]
+        spans = [
+            f"{x[game].min():g} to {x[game].max():g}" if x[game].ndim else f"mean {x[game]:g}"
+            for x in published.values()
+        ]
         error = f" ± {score.sem:.1f}" if len(score.returns) > 1 else ""
         memory = f", {r.own['peak_bytes'] / 2**30:.1f} GiB" if r.own["peak_bytes"] else ""
-        cells = [game, r.own["seed"], f"{r.own['env_steps']:,}", f"{score.mean:.1f}{error} of {len(score.returns)} games", f"{human_normalised(game, score.mean):.3f}", *spans,
-                 f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min", (r.shared["gpu"] or r.shared["machine"] or "?") + memory,
-                 len(r.shared["deviations"]) or "none", (r.shared["git_commit"] or "?")[:7], r.path.name]
+        cells = [
+            game, r.own["seed"], f"{r.own['env_steps']:,}",
+            f"{score.mean:.1f}{error} of {len(score.returns)} games",
+            f"{human_normalised(game, score.mean):.3f}", *spans,
+            f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min",
+            (r.shared["gpu"] or r.shared["machine"] or "?") + memory,
+            len(r.shared["deviations"]) or "none", (r.shared["git_commit"] or "?")[:7], r.path.name
+        ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -284,14 +360,33 @@ def side_by_side(
     ours: dict[str, list] = {}
     for r in records:
         ours.setdefault(game_name(r.shared["env"]), []).append(r.result.mean)
-    lines = [f"| game | our runs | mean | {agent}, runs | mean | all of ours below all of theirs | chance of that, if equally good |", "|---" * 7 + "|"]
+    lines = [
+        f"| game | our runs | mean | {agent}, runs | mean | all of ours below all of theirs | "
+        "chance of that, if equally good |",
+        "|---" * 7 + "|"
+    ]
     for game, x in ours.items():
         y = theirs[game]
-        lines.append(f"| {game} | {len(x)} | {np.mean(x):.2f} | {len(y)} | {y.mean():.2f} | {'yes' if max(x) < y.min() else 'no'} | {chance_below(len(y), len(x)):.3f} |")
-    both = {"ours": aggregate(normalise({g: np.array(x) for g, x in ours.items()})), agent: aggregate(normalise({g: theirs[g] for g in ours}))}
-    lines += ["", f"| on these games ({len(ours)}) | mean | median | IQM | optimality gap |", "|---" * 5 + "|"]
-    between = lambda v: f"{v['value']:.3f}" + ("" if math.isnan(v["low"]) else f" ({v['low']:.3f} to {v['high']:.3f})")
-    lines += [f"| {name} | " + " | ".join(between(found[key]) for key in SUMMARIES) + " |" for name, found in both.items()]
+        lines.append(
+            f"| {game} | {len(x)} | {np.mean(x):.2f} | {len(y)} | {y.mean():.2f} | "
+            f"{'yes' if max(x) < y.min() else 'no'} | {chance_below(len(y), len(x)):.3f} |"
+        )
+    both = {
+        "ours": aggregate(normalise({g: np.array(x) for g, x in ours.items()})),
+        agent: aggregate(normalise({g: theirs[g] for g in ours}))
+    }
+    lines += [
+        "", f"| on these games ({len(ours)}) | mean | median | IQM | optimality gap |",
+        "|---" * 5 + "|"
+    ]
+    between = lambda v: (
+        f"{v['value']:.3f}"
+        + ("" if math.isnan(v["low"]) else f" ({v['low']:.3f} to {v['high']:.3f})")
+    )
+    lines += [
+        f"| {name} | " + " | ".join(between(found[key]) for key in SUMMARIES) + " |"
+        for name, found in both.items()
+    ]
     return "\n".join(lines)
 
 # %% ../nbs/31_results.ipynb #c066
@@ -300,18 +395,27 @@ def plot_records(
     published: Mapping[str, Mapping[str, np.ndarray]],          # {agent: raw scores {game: (n_g,)}}
     budget: int = 100_000,                                      # where the published scores stand
 ) -> Figure:
-    "For each game: returns while training, final scores with two standard errors, and the published runs."
+    """For each game: returns while training, final scores with two standard errors, and the
+    published runs."""
     games = list(dict.fromkeys(game_name(r.shared["env"]) for r in records))
-    figure, axes = plt.subplots(1, len(games), figsize=(5 * len(games) + 1, 3), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(games), figsize=(5 * len(games) + 1, 3), layout="constrained", squeeze=False
+    )
     for ax, game in zip(axes[0], games):
         for i, r in enumerate(r for r in records if game_name(r.shared["env"]) == game):
             (x, y), end = r.curve().T, r.result
             ax.plot(x, y, color=f"C{i}", lw=0.8, alpha=0.6)
             error = 2 * end.sem if len(end.returns) > 1 else 0
-            ax.errorbar(r.own["env_steps"], end.mean, error, fmt="o", color=f"C{i}", label=f"{r.path.stem}, seed {r.own['seed']}")
+            ax.errorbar(
+                r.own["env_steps"], end.mean, error, fmt="o", color=f"C{i}",
+                label=f"{r.path.stem}, seed {r.own['seed']}"
+            )
         for i, (agent, scores) in enumerate(published.items()):
             y = np.atleast_1d(scores[game])
-            ax.plot(np.full(len(y), budget * (1.02 + 0.04 * i)), y, "_", ms=9, color=f"C{7 + i}", label=f"{agent}, published")
+            ax.plot(
+                np.full(len(y), budget * (1.02 + 0.04 * i)), y, "_", ms=9, color=f"C{7 + i}",
+                label=f"{agent}, published"
+            )
         for y, words in zip(ATARI_SCORES[game], ("random", "human")):
             ax.axhline(y, color="0.7", lw=1, ls=":")
             ax.text(budget / 2, y, words, fontsize=8, color="0.4", ha="center", va="bottom")

@@ -26,10 +26,19 @@ from .vqvae import VQVAE, VQVAEConfig
 class TokenizerConfig:
     "How each kind of modality becomes tokens."
     image: VQVAEConfig = field(default_factory=VQVAEConfig)
-    vector_levels: int = field(default=125, metadata=dict(help="grid points of a continuous dimension (odd)", low=5))
-    vector_bounds: bool = field(default=False, metadata=dict(help="stretch the bounded entries of vectors over the fine part of the grid"))
-    action_levels: int = field(default=51, metadata=dict(help="levels of a continuous action dimension", low=2))
-    grid_patch: int = field(default=1, metadata=dict(help="side p of the p x p map cells that make one token", low=1))
+    vector_levels: int = field(
+        default=125, metadata=dict(help="grid points of a continuous dimension (odd)", low=5)
+    )
+    vector_bounds: bool = field(
+        default=False,
+        metadata=dict(help="stretch the bounded entries of vectors over the fine part of the grid")
+    )
+    action_levels: int = field(
+        default=51, metadata=dict(help="levels of a continuous action dimension", low=2)
+    )
+    grid_patch: int = field(
+        default=1, metadata=dict(help="side p of the p x p map cells that make one token", low=1)
+    )
 
 # %% ../nbs/07_tokenizer.ipynb #c010
 class ImageCoder(nn.Module):
@@ -39,10 +48,15 @@ class ImageCoder(nn.Module):
         super().__init__()
         side = config.image.image_size
         if m.shape[:2] != (side, side):
-            raise UserError(f"image '{m.key}' is {m.shape[0]}x{m.shape[1]}, the tokenizer expects {side}x{side}: "
-                            f"set --tokenizer.image.image-size or resize the observation")
+            raise UserError(
+                f"image '{m.key}' is {m.shape[0]}x{m.shape[1]}, the tokenizer expects "
+                f"{side}x{side}: "
+                f"set --tokenizer.image.image-size or resize the observation"
+            )
         self.vqvae = VQVAE(config.image, in_channels=m.shape[2])
-        self.group = TokenGroup(m.key, "image", self.vqvae.K, (config.image.vocab,), grid=self.vqvae.grid)
+        self.group = TokenGroup(
+            m.key, "image", self.vqvae.K, (config.image.vocab,), grid=self.vqvae.grid
+        )
 
     def encode(self, x: Tensor) -> Tensor:
         return self.vqvae.encode(x)                                             # Eq. (7.2)
@@ -56,7 +70,9 @@ class VectorCoder(nn.Module):
 
     def __init__(self, m: Modality, config: TokenizerConfig):
         super().__init__()
-        self.quantizer = VectorQuantizer(config.vector_levels, m.bound if config.vector_bounds else ())
+        self.quantizer = VectorQuantizer(
+            config.vector_levels, m.bound if config.vector_bounds else ()
+        )
         self.group = TokenGroup(m.key, "vector", m.shape[0], (config.vector_levels,))
 
     def encode(self, x: Tensor) -> Tensor:
@@ -86,18 +102,20 @@ class GridCoder(nn.Module):
     def __init__(self, m: Modality, config: TokenizerConfig):
         super().__init__()
         self.shape, p = m.shape, config.grid_patch
-        R, Q = (-(-side // p) for side in m.shape[:2])                          # patches in a column, in a row
+        R, Q = (-(-side // p) for side in m.shape[:2])              # patches in a column, in a row
         self.patches = (R, Q, p, p, m.shape[2])
         self.group = TokenGroup(m.key, "grid", R * Q, m.nvec * p**2, grid=(R, Q))
 
     def encode(self, x: Tensor) -> Tensor:
         (rows, cols, _), (R, Q, p, _, C) = self.shape, self.patches
-        full = F.pad(x.long(), (0, 0, 0, Q * p - cols, 0, R * p - rows))        # category 0 beyond the edge
+        # category 0 beyond the edge
+        full = F.pad(x.long(), (0, 0, 0, Q * p - cols, 0, R * p - rows))
         return full.view(-1, R, p, Q, p, C).transpose(2, 3).flatten(1)          # Eqs. (7.6), (7.6a)
 
     def decode(self, z: Tensor) -> Tensor:
         (rows, cols, _), (R, Q, p, _, C) = self.shape, self.patches
-        full = z.view(-1, *self.patches).transpose(2, 3).reshape(-1, R * p, Q * p, C)       # Eqs. (7.6), (7.6a)
+        # Eqs. (7.6), (7.6a)
+        full = z.view(-1, *self.patches).transpose(2, 3).reshape(-1, R * p, Q * p, C)
         return full[:, :rows, :cols]                                            # Eq. (7.5)
 
 # %% ../nbs/07_tokenizer.ipynb #c020
@@ -105,12 +123,16 @@ def _rows(obs: dict[str, Tensor], m: Modality) -> tuple[Tensor, torch.Size]:
     "One modality of observations as (n, *m.shape), and the leading axes that became n."
     x, cut = obs.get(m.key), -len(m.shape)
     if x is None or x.shape[cut:] != m.shape:
-        raise UserError(f"observation {m.key!r}: expected shape (..., {', '.join(map(str, m.shape))}), got "
-                        f"{'nothing' if x is None else tuple(x.shape)}; read it with ObsSpec.flatten first")
+        raise UserError(
+            f"observation {m.key!r}: expected shape (..., {', '.join(map(str, m.shape))}), got "
+            f"{'nothing' if x is None else tuple(x.shape)}; read it with ObsSpec.flatten first"
+        )
     return x.reshape(prod(x.shape[:cut]), *m.shape), x.shape[:cut]
 
 # %% ../nbs/07_tokenizer.ipynb #c021
-CODERS = {"image": ImageCoder, "vector": VectorCoder, "categorical": CategoricalCoder, "grid": GridCoder}
+CODERS = {
+    "image": ImageCoder, "vector": VectorCoder, "categorical": CategoricalCoder, "grid": GridCoder
+}
 
 class MultiModalTokenizer(nn.Module):
     "V, Eq. (7.1): a multi-modal observation <-> one flat row of S integer symbols."
@@ -118,22 +140,25 @@ class MultiModalTokenizer(nn.Module):
     def __init__(self, obs_spec: ObsSpec, config: TokenizerConfig = TokenizerConfig()):
         super().__init__()
         self.obs_spec, self.config = obs_spec, config
-        self.coders = nn.ModuleList(CODERS[m.kind](m, config) for m in obs_spec.modalities)      # Eq. (7.1)
-        self.layout = TokenLayout(tuple(c.group for c in self.coders))                           # Eq. (7.7)
+        # Eq. (7.1)
+        self.coders = nn.ModuleList(CODERS[m.kind](m, config) for m in obs_spec.modalities)
+        self.layout = TokenLayout(tuple(c.group for c in self.coders))                  # Eq. (7.7)
 
-    def encode(self, obs: dict[str, Tensor]) -> Tensor:      # {key: (..., *shape)} -> (..., S) int64
+    def encode(self, obs: dict[str, Tensor]) -> Tensor:     # {key: (..., *shape)} -> (..., S) int64
         "Tokens z of observations: Eq. (7.3)."
         parts = []
         for m, coder in zip(self.obs_spec.modalities, self.coders):
             x, lead = _rows(obs, m)
-            parts.append(coder.encode(x).reshape(*lead, coder.group.symbols))                    # Eq. (7.2)
-        return torch.cat(parts, -1)                                                              # Eq. (7.3)
+            parts.append(coder.encode(x).reshape(*lead, coder.group.symbols))           # Eq. (7.2)
+        return torch.cat(parts, -1)                                                     # Eq. (7.3)
 
     def decode(self, z: Tensor) -> dict[str, Tensor]:        # (..., S) -> {key: (..., *shape)}
         "Observations that tokens stand for: Eq. (7.2)."
         lead, out = z.shape[:-1], {}
-        for m, coder, span in zip(self.obs_spec.modalities, self.coders, self.layout.slices().values()):
-            x = coder.decode(z[..., span].reshape(prod(lead), coder.group.symbols))              # Eq. (7.2)
+        for m, coder, span in zip(
+            self.obs_spec.modalities, self.coders, self.layout.slices().values()
+        ):
+            x = coder.decode(z[..., span].reshape(prod(lead), coder.group.symbols))     # Eq. (7.2)
             out[m.key] = x.reshape(*lead, *m.shape)
         return out
 
@@ -142,30 +167,38 @@ class MultiModalTokenizer(nn.Module):
         return {c.group.key: c.vqvae for c in self.coders if isinstance(c, ImageCoder)}
 
     def codebooks(self) -> dict[str, Tensor]:
-        "Tables E^(i) that V learnt, (N, code_dim) each, without gradient: M and C read them and never move them."
+        """Tables E^(i) that V learnt, (N, code_dim) each, without gradient: M and C read them and
+        never move them."""
         return {key: vqvae.codebook.detach() for key, vqvae in self.images().items()}
 
-    def loss(self, obs: dict[str, Tensor], perceptual: nn.Module | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, obs: dict[str, Tensor], perceptual: nn.Module | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         "L_V, Eq. (7.8), and its terms (with the image's key in front where there are several)."
         losses = {key: vqvae.loss(obs[key], perceptual) for key, vqvae in self.images().items()}
-        metrics = {f"{key}/{name}" if len(losses) > 1 else name: v for key, (_, terms) in losses.items() for name, v in terms.items()}
-        return sum(total for total, _ in losses.values()), metrics                              # Eq. (7.8)
+        metrics = {
+            f"{key}/{name}" if len(losses) > 1 else name: v
+            for key, (_, terms) in losses.items()
+            for name, v in terms.items()
+        }
+        return sum(total for total, _ in losses.values()), metrics                      # Eq. (7.8)
 
 # %% ../nbs/07_tokenizer.ipynb #c032
 def action_group(
     spec: ActionSpec,                 # actions of the environment
 ) -> TokenGroup:                      # K_a tokens
     "Tokens of an action, one per dimension, each with choices of its own: Eq. (7.4)."
-    kind = "vector" if spec.kind == "continuous" else "categorical"             # do the numbers have an order?
+    kind = "vector" if spec.kind == "continuous" else "categorical"  # do the numbers have an order?
     return TokenGroup("action", kind, spec.count, (spec.vocab,), sizes=spec.nvec)
 
 # %% ../nbs/07_tokenizer.ipynb #c035
 def table_offsets(
     group: TokenGroup,                # one modality's tokens
-) -> Tensor:                          # (K_i, C_i) int64, first row of each symbol's part of the table
-    "Where the rows of each position (categories of its own) or channel (of a cell) begin: Eqs. (7.12), (7.13)."
+) -> Tensor:                        # (K_i, C_i) int64, first row of each symbol's part of the table
+    """Where the rows of each position (categories of its own) or channel (of a cell) begin: Eqs.
+    (7.12), (7.13)."""
     sizes = torch.tensor(group.sizes or group.vocab)
-    begin = sizes.cumsum(0) - sizes                                             # Eqs. (7.12), (7.13)
+    begin = sizes.cumsum(0) - sizes                                         # Eqs. (7.12), (7.13)
     return begin[:, None] if group.sizes else begin.repeat(group.count, 1)
 
 # %% ../nbs/07_tokenizer.ipynb #c036
@@ -177,60 +210,72 @@ def ordered_rows(
     low, high = math.log(math.pi / 2), math.log(max(math.pi / 2, math.pi * (n - 1) / 4))
     omega = torch.empty(width).uniform_(low, high).exp()
     phase = torch.empty(width).uniform_(0, 2 * math.pi)
-    return (2 / width) ** 0.5 * torch.cos(torch.linspace(-1, 1, n)[:, None] * omega + phase)      # Eq. (7.12a)
+    # Eq. (7.12a)
+    return (2 / width) ** 0.5 * torch.cos(torch.linspace(-1, 1, n)[:, None] * omega + phase)
 
 # %% ../nbs/07_tokenizer.ipynb #c040
 class TokenEmbedding(nn.Module):
-    "Integers to vectors: V's codebook where there is one (read, never trained here), a table of its own elsewhere."
+    """Integers to vectors: V's codebook where there is one (read, never trained here), a table of
+    its own elsewhere."""
 
     def __init__(
         self,
         group: TokenGroup,                                   # one modality's tokens
         width: int,                                          # d
-        codebook: Callable[[], Tensor] | None = None,        # returns V's codebook (N, width_E), if V learnt one
+        codebook: Callable[[], Tensor] | None = None,       # returns V's codebook (N, width_E), if
+                                                            # V learnt one
     ):
         super().__init__()
         self.group, self.codebook = group, codebook
         if codebook is not None:
             code_dim = codebook().shape[-1]
-            self.project = nn.Identity() if code_dim == width else nn.Linear(code_dim, width, bias=False)
+            self.project = (
+                nn.Identity() if code_dim == width else nn.Linear(code_dim, width, bias=False)
+            )
         else:
             sizes = group.sizes or group.vocab
             self.table = nn.Embedding(sum(sizes), width)
-            nn.init.normal_(self.table.weight, std=width**-0.5)                 # rows of length about 1
+            nn.init.normal_(self.table.weight, std=width**-0.5)             # rows of length about 1
             if group.kind == "grid":
-                self.table.weight.data[table_offsets(group)[0]] = 0.0           # an empty cell is the zero vector, Eq. (7.13a)
+                # an empty cell is the zero vector, Eq. (7.13a)
+                self.table.weight.data[table_offsets(group)[0]] = 0.0
             if group.kind == "vector":
-                self.table.weight.data.copy_(torch.cat([ordered_rows(n, width) for n in sizes]))      # Eq. (7.12a)
+                # Eq. (7.12a)
+                self.table.weight.data.copy_(torch.cat([ordered_rows(n, width) for n in sizes]))
             self.register_buffer("offsets", table_offsets(group), persistent=False)
 
     def forward(
         self,
         z: Tensor,                                           # (..., K_i * C_i)
-        dtype: torch.dtype | None = None,                    # in which V's codebook is read; None: its own
+        dtype: torch.dtype | None = None,           # in which V's codebook is read; None: its own
     ) -> Tensor:                                             # (..., K_i, width)
         "Vectors x of tokens z."
         if self.codebook is not None:
             book = self.codebook().detach().to(dtype)
-            return self.project(F.embedding(z, book))                           # Eqs. (7.10), (7.14)
-        row = z.unflatten(-1, self.offsets.shape) + self.offsets                # (..., K_i, C_i) rows of the table
+            return self.project(F.embedding(z, book))                       # Eqs. (7.10), (7.14)
+        # (..., K_i, C_i) rows of the table
+        row = z.unflatten(-1, self.offsets.shape) + self.offsets
         if row.shape[-1] == 1:
-            return self.table(row.squeeze(-1))                                  # Eqs. (7.11), (7.12)
-        marked = self.table.weight.new_zeros(*row.shape[:-1], self.table.num_embeddings).scatter_(-1, row, 1.0)
-        return marked @ self.table.weight / row.shape[-1]                       # Eq. (7.13) as one product: no (..., C_i, d) in between
+            return self.table(row.squeeze(-1))                              # Eqs. (7.11), (7.12)
+        marked = self.table.weight.new_zeros(*row.shape[:-1], self.table.num_embeddings).scatter_(
+            -1, row, 1.0
+        )
+        # Eq. (7.13) as one product: no (..., C_i, d) in between
+        return marked @ self.table.weight / row.shape[-1]
 
 # %% ../nbs/07_tokenizer.ipynb #c046
 @lru_cache(maxsize=64)
 def _exists(sizes: tuple[int, ...], n: int, device: torch.device) -> Tensor:
     "(K_i, N) True where a position has that category; made once."
-    with torch.inference_mode(False):                        # a cached tensor must serve training too
+    with torch.inference_mode(False):                   # a cached tensor must serve training too
         return torch.arange(n, device=device) < torch.tensor(sizes, device=device)[:, None]
 
 def mask_invalid(
     logits: Tensor,                   # (..., K_i, N)
     sizes: tuple[int, ...] | None,    # categories that exist at each position; None: all N
 ) -> Tensor:                          # (..., K_i, N)
-    "Logits of categories that a position does not have become the smallest number of their type: Eq. (7.15)."
+    """Logits of categories that a position does not have become the smallest number of their type:
+    Eq. (7.15)."""
     if sizes is None or min(sizes) == logits.shape[-1]:
         return logits
     exists = _exists(tuple(sizes), logits.shape[-1], logits.device)

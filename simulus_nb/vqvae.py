@@ -23,37 +23,55 @@ class VQVAEConfig:
     "Sizes and choices of the image tokenizer; the defaults are Atari's."
     image_size: int = 64          # pixels, height = width
     channels: int = 64            # channels after the first convolution; every stage doubles them
-    stages: int = 3               # halvings of the image: rows = cols = image_size / 2**stages tokens
+    stages: int = 3             # halvings of the image: rows = cols = image_size / 2**stages tokens
     code_dim: int = 256           # D, width of a codebook entry
     vocab: int = 512              # N, entries of the codebook
     norm_groups: int = 8          # groups of every group norm
-    codebook: Literal["ema", "gradient"] = "ema"   # who moves the codebook: moving averages, or Eq. (6.7)
+    codebook: Literal["ema", "gradient"] = "ema"   # who moves the codebook: moving averages, or Eq.
+                                                   # (6.7)
     ema_decay: float = 0.99       # share of the past kept per update, Eq. (6.11)
-    dead_below: float = 0.5       # vectors per batch under which an entry is re-seeded, Eq. (6.13); 0: never
+    dead_below: float = 0.5       # vectors per batch under which an entry is re-seeded, Eq. (6.13);
+                                  # 0: never
     commitment: float = 1.0       # weight of Eq. (6.8)
     perceptual: str = "vgg"       # Eq. (6.9): none | random | vgg | path of a VGG16 state dict
 
     def __post_init__(self):
-        sizes = dict(image_size=self.image_size, channels=self.channels, stages=self.stages, code_dim=self.code_dim, norm_groups=self.norm_groups)
+        sizes = dict(
+            image_size=self.image_size, channels=self.channels, stages=self.stages,
+            code_dim=self.code_dim, norm_groups=self.norm_groups
+        )
         for name, value in sizes.items():
-            if value < 1: raise UserError(f"{name} must be at least 1, not {value}")
-        if self.vocab < 2: raise UserError(f"vocab must be at least 2, not {self.vocab}")
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        if self.vocab < 2:
+            raise UserError(f"vocab must be at least 2, not {self.vocab}")
         if self.image_size % 2**self.stages:
-            raise UserError(f"image_size {self.image_size} cannot be halved {self.stages} times: use a multiple of {2**self.stages}, or fewer stages")
+            raise UserError(
+                f"image_size {self.image_size} cannot be halved {self.stages} times: "
+                f"use a multiple of {2**self.stages}, or fewer stages"
+            )
         if self.channels % self.norm_groups:
-            raise UserError(f"channels {self.channels} must be a multiple of norm_groups {self.norm_groups}")
+            raise UserError(
+                f"channels {self.channels} must be a multiple of norm_groups {self.norm_groups}"
+            )
         if self.codebook not in ("ema", "gradient"):
             raise UserError(f"codebook must be 'ema' or 'gradient', not {self.codebook!r}")
-        if self.dead_below < 0 or self.commitment < 0: raise UserError(f"dead_below and commitment must not be negative: {self.dead_below}, {self.commitment}")
-        if not 0 <= self.ema_decay < 1: raise UserError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+        if self.dead_below < 0 or self.commitment < 0:
+            raise UserError(
+                f"dead_below and commitment must not be negative: {self.dead_below}, "
+                f"{self.commitment}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
 
 # %% ../nbs/06_vqvae.ipynb #c008
 def to_float(
-    images: Tensor,                          # uint8 (B, H, W, C), 0..255; or float (B, C, H, W) in [-1, 1]
+    images: Tensor,                 # uint8 (B, H, W, C), 0..255; or float (B, C, H, W) in [-1, 1]
     dtype: torch.dtype = torch.float32,      # of the result
 ) -> Tensor:                                 # (B, C, H, W) in [-1, 1]
     "Images as the networks want them; floats pass through."
-    if images.dtype != torch.uint8: return images.to(dtype)
+    if images.dtype != torch.uint8:
+        return images.to(dtype)
     return images.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
 
 def to_uint8(
@@ -67,18 +85,30 @@ def image_encoder(config: VQVAEConfig, in_channels: int = 3) -> nn.Sequential:
     "(B, C, H, W) -> (B, D, rows, cols), the features of Eq. (6.1)."
     c, layers = config.channels, [nn.Conv2d(in_channels, config.channels, 3, padding=1)]
     for _ in range(config.stages):
-        layers += [nn.GroupNorm(config.norm_groups, c), nn.SiLU(), nn.Conv2d(c, 2 * c, 3, stride=2, padding=1)]
+        layers += [
+            nn.GroupNorm(config.norm_groups, c), nn.SiLU(),
+            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1)
+        ]
         c *= 2
-    return nn.Sequential(*layers, nn.GroupNorm(config.norm_groups, c), nn.SiLU(), nn.Conv2d(c, config.code_dim, 3, padding=1))
+    return nn.Sequential(
+        *layers, nn.GroupNorm(config.norm_groups, c), nn.SiLU(),
+        nn.Conv2d(c, config.code_dim, 3, padding=1)
+    )
 
 def image_decoder(config: VQVAEConfig, out_channels: int = 3) -> nn.Sequential:
     "(B, D, rows, cols) -> (B, C, H, W), the mirror image of the encoder: Eq. (6.2)."
     c = config.channels * 2**config.stages
     layers = [nn.Conv2d(config.code_dim, c, 3, padding=1)]
     for _ in range(config.stages):
-        layers += [nn.GroupNorm(config.norm_groups, c), nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(c, c // 2, 3, padding=1)]
+        layers += [
+            nn.GroupNorm(config.norm_groups, c), nn.SiLU(), nn.Upsample(scale_factor=2),
+            nn.Conv2d(c, c // 2, 3, padding=1)
+        ]
         c //= 2
-    return nn.Sequential(*layers, nn.GroupNorm(config.norm_groups, c), nn.SiLU(), nn.Conv2d(c, out_channels, 3, padding=1))
+    return nn.Sequential(
+        *layers, nn.GroupNorm(config.norm_groups, c), nn.SiLU(),
+        nn.Conv2d(c, out_channels, 3, padding=1)
+    )
 
 # %% ../nbs/06_vqvae.ipynb #c016
 @torch.no_grad()
@@ -86,10 +116,13 @@ def nearest_entry(
     h: Tensor,          # (M, D) vectors
     codebook: Tensor,   # (N, D) entries
 ) -> tuple[Tensor, Tensor]:   # (M,) int64 entry of each vector, (M,) squared distance to it
-    "The nearest entry of every vector, by one matrix product: Eqs. (6.3), (6.4). Of equal results the first."
-    h = h.to(codebook.dtype)                                # nearly equal distances need full precision
-    partial = torch.addmm(codebook.square().sum(-1), h, codebook.T, alpha=-2)   # (M, N): Eq. (6.4) without |h|^2
-    least, z = partial.min(-1)                              # Eq. (6.3): |h|^2 is the same for every entry
+    """The nearest entry of every vector, by one matrix product: Eqs. (6.3), (6.4).
+
+    Of equal results the first."""
+    h = h.to(codebook.dtype)                            # nearly equal distances need full precision
+    # (M, N): Eq. (6.4) without |h|^2
+    partial = torch.addmm(codebook.square().sum(-1), h, codebook.T, alpha=-2)
+    least, z = partial.min(-1)                      # Eq. (6.3): |h|^2 is the same for every entry
     return z, (least + h.square().sum(-1)).clamp(min=0)     # rounding may fall below 0
 
 # %% ../nbs/06_vqvae.ipynb #c019
@@ -97,7 +130,8 @@ def straight_through(
     h: Tensor,          # (..., D) encoder output
     e: Tensor,          # (..., D) its entry E(z)
 ) -> Tensor:            # (..., D)
-    "Exactly `e` forwards; backwards the gradient goes to `h` unchanged and to `e` not at all: Eq. (6.5)."
+    """Exactly `e` forwards; backwards the gradient goes to `h` unchanged and to `e` not at all: Eq.
+    (6.5)."""
     return e.detach() + (h - h.detach())                    # Eq. (6.5)
 
 # %% ../nbs/06_vqvae.ipynb #c022
@@ -111,7 +145,8 @@ def ema_update(
     eps: float = 1e-5,  # Laplace smoothing: nothing is divided by 0
 ) -> tuple[Tensor, Tensor, Tensor]:   # new count, new total, new codebook (N, D)
     "Every entry moves towards the mean of the vectors that chose it: Eqs. (6.11), (6.12)."
-    chose = F.one_hot(z, len(count)).to(total.dtype)        # (M, N); a product, not a scatter: same result every run
+    # (M, N); a product, not a scatter: same result every run
+    chose = F.one_hot(z, len(count)).to(total.dtype)
     count = decay * count + (1 - decay) * chose.sum(0)                         # Eq. (6.11)
     total = decay * total + (1 - decay) * chose.T @ h.to(total.dtype)          # Eq. (6.11)
     n = count.sum()
@@ -125,7 +160,8 @@ def draw_rows(
     weight: Tensor,     # (M,) >= 0
     n: int,             # rows wanted
 ) -> Tensor:            # (n, D)
-    "Random rows of `x`, drawn in proportion to `weight` without replacement (repeated if M < n): Eq. (6.13)."
+    """Random rows of `x`, drawn in proportion to `weight` without replacement (repeated if M < n):
+    Eq. (6.13)."""
     keys = weight / torch.empty_like(weight).exponential_()   # the largest keys are such a draw
     chosen = keys.topk(min(n, len(x))).indices
     return x[chosen[torch.arange(n, device=x.device) % len(chosen)]]
@@ -142,13 +178,15 @@ def code_use(
 # %% ../nbs/06_vqvae.ipynb #c031
 class Codebook(nn.Module):
     "The entries E (N, D) and what moves them."
-    keeps_float32 = True                                                   # nearly equal distances: chapter 29
+    keeps_float32 = True                                        # nearly equal distances: chapter 29
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config, entries = config, torch.randn(config.vocab, config.code_dim)
-        self.register_buffer("started", torch.tensor(False))               # has a training batch set the entries?
-        if config.codebook == "gradient": self.entries = nn.Parameter(entries)
+        # has a training batch set the entries?
+        self.register_buffer("started", torch.tensor(False))
+        if config.codebook == "gradient":
+            self.entries = nn.Parameter(entries)
         else:
             self.register_buffer("entries", entries)
             self.register_buffer("count", torch.ones(config.vocab))         # n of Eq. (6.11)
@@ -156,10 +194,12 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, h: Tensor) -> None:
-        "At the first training batch only: entries become vectors `h` (M, D) of it, those far from its mean first."
+        """At the first training batch only: entries become vectors `h` (M, D) of it, those far from
+        its mean first."""
         seeds = draw_rows(h, (h - h.mean(0)).square().sum(-1), self.config.vocab)
         self.entries.copy_(torch.where(self.started, self.entries, seeds))
-        if self.config.codebook == "ema": self.total.copy_(torch.where(self.started, self.total, seeds))
+        if self.config.codebook == "ema":
+            self.total.copy_(torch.where(self.started, self.total, seeds))
         self.started.fill_(True)
 
     @torch.no_grad()
@@ -169,7 +209,8 @@ class Codebook(nn.Module):
         z: Tensor,          # (M,) their entries
         distance: Tensor,   # (M,) squared distances to them
     ) -> Tensor:            # how many entries were re-seeded
-        "One update by averages, then dead entries are set onto vectors that fit badly (`ema` only)."
+        """One update by averages, then dead entries are set onto vectors that fit badly (`ema`
+        only)."""
         count, total, entries = ema_update(self.count, self.total, h, z, self.config.ema_decay)
         dead = count < self.config.dead_below                               # (N,)
         seeds = draw_rows(h, distance, self.config.vocab)                   # Eq. (6.13)
@@ -183,13 +224,16 @@ def loss_terms(
     V: "VQVAE",
     images: Tensor,                       # uint8 (B, H, W, C), or float (B, C, H, W) in [-1, 1]
     perceptual: nn.Module | None = None,  # (x, y) -> (B,); None leaves the term out
-) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:   # four scalars; vectors (M, D); tokens (M,); squared distances (M,); M = B K
+) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:   # four scalars; vectors (M, D); tokens
+                                                         # (M,); squared distances (M,); M = B K
     "The four terms of the loss, each with its gradient, and what the codebook needs to move."
     x = to_float(images, V.codebook.dtype)
     h = V.features(x)                                                          # (B, K, D)
     rows = h.detach().flatten(0, 1)                                            # (M, D)
-    seen = everyone(rows) if V.training else rows                              # in several processes the whole batch moves the codebook
-    if V.training: V.table.start(seen)
+    # in several processes the whole batch moves the codebook
+    seen = everyone(rows) if V.training else rows
+    if V.training:
+        V.table.start(seen)
     z, distance = nearest_entry(rows, V.codebook)
     e = V.embed(z.view(h.shape[:2]))                                           # (B, K, D)
     y = V.render(straight_through(h, e)).to(x.dtype)                           # (B, C, H, W)
@@ -208,7 +252,9 @@ class VQVAE(nn.Module):
         self.config, self.in_channels = config, in_channels
         self.grid = (config.image_size // 2**config.stages,) * 2        # rows, cols of tokens
         self.K = self.grid[0] * self.grid[1]                            # Eq. (6.2a)
-        self.encoder, self.decoder = image_encoder(config, in_channels), image_decoder(config, in_channels)
+        self.encoder, self.decoder = (
+            image_encoder(config, in_channels), image_decoder(config, in_channels)
+        )
         self.table = Codebook(config)
 
     to_uint8 = staticmethod(to_uint8)
@@ -222,7 +268,10 @@ class VQVAE(nn.Module):
         "Encoder output as rows, (B, K, D), in the codebook's precision: Eq. (6.1)."
         x, size = to_float(images, self.codebook.dtype), self.config.image_size
         if x.shape[1:] != (self.in_channels, size, size):
-            raise UserError(f"expected images of {size}x{size} pixels and {self.in_channels} channels, got (channels, height, width) = {tuple(x.shape[1:])}")
+            raise UserError(
+                f"expected images of {size}x{size} pixels and {self.in_channels} channels, "
+                f"got (channels, height, width) = {tuple(x.shape[1:])}"
+            )
         h = self.encoder(x.to(self.encoder[0].weight.dtype))                       # Eq. (6.1)
         return h.flatten(2).transpose(1, 2).to(self.codebook.dtype)
 
@@ -237,21 +286,33 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor, batch: int = 256) -> Tensor:
-        "Images (uint8 (B, H, W, C) or float (B, C, H, W) in [-1, 1]) to tokens (B, K) int64, `batch` at a time."
+        """Images (uint8 (B, H, W, C) or float (B, C, H, W) in [-1, 1]) to tokens (B, K) int64,
+        `batch` at a time."""
         images = torch.as_tensor(images, device=self.codebook.device)
-        return torch.cat([nearest_entry(self.features(x).flatten(0, 1), self.codebook)[0] for x in images.split(batch)]).view(-1, self.K)
+        return torch.cat(
+            [
+                nearest_entry(self.features(x).flatten(0, 1), self.codebook)[0]
+                for x in images.split(batch)
+            ]
+        ).view(-1, self.K)
 
     def decode(self, tokens: Tensor) -> Tensor:
         "Tokens (B, K) to images (B, C, H, W) in [-1, 1]."
         return self.render(self.embed(tokens)).to(self.codebook.dtype).clamp(-1, 1)
 
-    def loss(self, images: Tensor, perceptual: nn.Module | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        "Eq. (6.10) and scalars to log; arguments as of `loss_terms`. In training mode with `ema` it moves the codebook."
+    def loss(
+        self, images: Tensor, perceptual: nn.Module | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. (6.10) and scalars to log; arguments as of `loss_terms`. In training mode with `ema`
+        it moves the codebook."""
         t, h, z, distance = loss_terms(self, images, perceptual)
-        if self.training: z, distance = everyone(z), everyone(distance)                      # like h
-        loss = t["pixel"] + self.config.commitment * t["commitment"] + t["perceptual"]       # Eq. (6.10)
-        if self.config.codebook == "gradient": loss = loss + t["codebook"]                   # Eq. (6.10)
+        if self.training:
+            z, distance = everyone(z), everyone(distance)  # like h
+        loss = t["pixel"] + self.config.commitment * t["commitment"] + t["perceptual"]  # Eq. (6.10)
+        if self.config.codebook == "gradient":
+            loss = loss + t["codebook"]  # Eq. (6.10)
         use, perplexity = code_use(z, self.config.vocab)
         metrics = dict(loss=loss, **t, code_use=use, perplexity=perplexity)
-        if self.training and self.config.codebook == "ema": metrics["reseeded"] = self.table.move(h, z, distance)
+        if self.training and self.config.codebook == "ema":
+            metrics["reseeded"] = self.table.move(h, z, distance)
         return loss, {name: value.detach().float() for name, value in metrics.items()}

@@ -31,18 +31,25 @@ class BlockEmbedding(nn.Module):
         layout: TokenLayout,                                 # tokens of an observation
         action_spec: ActionSpec,                             # tokens of an action
         width: int,                                          # d
-        codebooks: Callable[[], dict[str, Tensor]] = dict,   # V's codebooks by modality (read, never trained here)
+        codebooks: Callable[[], dict[str, Tensor]] = dict,  # V's codebooks by modality (read, never
+                                                            # trained here)
     ):
         super().__init__()
         self.spans, shared = tuple(layout.slices().values()), codebooks().keys()
         self.obs = nn.ModuleList(
-            TokenEmbedding(g, width, (lambda key=g.key: codebooks()[key]) if g.key in shared else None) for g in layout.groups)
+            TokenEmbedding(
+                g, width, (lambda key=g.key: codebooks()[key]) if g.key in shared else None
+            )
+            for g in layout.groups
+        )
         self.action = TokenEmbedding(action_group(action_spec), width)
 
-    def forward(self, z: Tensor, action: Tensor) -> Tensor:  # (B, T, S), (B, T, K_a) -> (B, T, L, d)
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:  # (B, T, S), (B, T, K_a) -> (B, T, L,
+                                                             # d)
         "X_t of every step."
         last = self.action(action)
-        parts = [embed(z[..., span], last.dtype) for embed, span in zip(self.obs, self.spans)]  # Eq. (11.5)
+        # Eq. (11.5)
+        parts = [embed(z[..., span], last.dtype) for embed, span in zip(self.obs, self.spans)]
         return torch.cat([*parts, last], -2)                                            # Eq. (11.4)
 
 # %% ../nbs/11_world_model.ipynb #c015
@@ -50,8 +57,11 @@ def head(
     d: int,                           # model width
     out: int,                         # outputs
 ) -> nn.Sequential:                   # (..., d) -> (..., out)
-    "A prediction head: one hidden layer of width 2d, Eq. (11.9). Its first answers are nearly uniform."
-    net = nn.Sequential(nn.Linear(d, 2 * d), nn.LayerNorm(2 * d), nn.SiLU(), nn.Linear(2 * d, out))     # Eq. (11.9)
+    """A prediction head: one hidden layer of width 2d, Eq. (11.9).
+
+    Its first answers are nearly uniform."""
+    # Eq. (11.9)
+    net = nn.Sequential(nn.Linear(d, 2 * d), nn.LayerNorm(2 * d), nn.SiLU(), nn.Linear(2 * d, out))
     nn.init.normal_(net[-1].weight, std=0.01)
     nn.init.zeros_(net[-1].bias)
     return net
@@ -60,13 +70,15 @@ def head(
 @dataclass
 class Prediction:
     "What M says of the step after each state: logits, not yet samples."
-    obs: dict[str, Tensor]            # per modality: (B, P, K_i, C_i, N), N the largest vocabulary of its symbols
+    obs: dict[str, Tensor]            # per modality: (B, P, K_i, C_i, N), N the largest vocabulary
+                                      # of its symbols
     reward: Tensor                    # (B, P, bins)
     done: Tensor                      # (B, P) logit of termination
 
 # %% ../nbs/11_world_model.ipynb #c017
 class Heads(nn.Module):
-    "Y^u to logits: every token classifies its own successor; reward and termination read the last one."
+    """Y^u to logits: every token classifies its own successor; reward and termination read the last
+    one."""
 
     def __init__(
         self,
@@ -83,18 +95,23 @@ class Heads(nn.Module):
     def forward(
         self,
         yu: Tensor,                                          # (B, P, K, d)
-        done: Tensor | None = None,                          # (B, P) d_t, where known; None: the episode goes on
-        silent: int = 0,                                     # first predictions of which no observation is asked
+        done: Tensor | None = None,             # (B, P) d_t, where known; None: the episode goes on
+        silent: int = 0,                        # first predictions of which no observation is asked
     ) -> Prediction:
         "Logits of P predictions, those of observations without the `silent` first."
         obs, asked = {}, yu[:, silent:]
         if done is not None:
-            asked = asked + done[:, silent:, None, None].to(self.end.dtype) * self.end                   # Eq. (11.10a)
+            # Eq. (11.10a)
+            asked = asked + done[:, silent:, None, None].to(self.end.dtype) * self.end
         for g, net, y in zip(self.groups, self.obs, asked.split([g.count for g in self.groups], 2)):
-            logits = net(y).unflatten(-1, (len(g.vocab), -1))                                            # Eq. (11.10)
-            obs[g.key] = mask_invalid(logits, g.vocab) if g.sizes is None else mask_invalid(logits.squeeze(-2), g.sizes).unsqueeze(-2)
+            logits = net(y).unflatten(-1, (len(g.vocab), -1))                       # Eq. (11.10)
+            obs[g.key] = (
+                mask_invalid(logits, g.vocab)
+                if g.sizes is None
+                else mask_invalid(logits.squeeze(-2), g.sizes).unsqueeze(-2)
+            )
         y = yu[:, :, -1]                                     # y_K, the summary
-        return Prediction(obs, self.reward(y), self.done(y).squeeze(-1))                                 # Eqs. (11.11), (11.12)
+        return Prediction(obs, self.reward(y), self.done(y).squeeze(-1))    # Eqs. (11.11), (11.12)
 
 # %% ../nbs/11_world_model.ipynb #c020
 @dataclass(frozen=True)
@@ -102,19 +119,25 @@ class WorldModelConfig:
     "Sizes of M (defaults: Simulus on Atari)."
     retnet: RetNetConfig = field(default_factory=RetNetConfig)
     reward_bins: int = field(default=129, metadata=dict(help="bins of the reward head", low=3))
-    reward_limit: float = field(default=10.395, metadata=dict(help="largest |symlog(reward)|", low=0.1))
-    reward_mean: Literal["symlog", "raw"] = field(default="symlog", metadata=dict(help="space in which the reward's bins are averaged"))
+    reward_limit: float = field(
+        default=10.395, metadata=dict(help="largest |symlog(reward)|", low=0.1)
+    )
+    reward_mean: Literal["symlog", "raw"] = field(
+        default="symlog", metadata=dict(help="space in which the reward's bins are averaged")
+    )
 
 # %% ../nbs/11_world_model.ipynb #c021
 class WorldModel(nn.Module):
-    "M: p(ẑ_{t+1}, r̂_t, d̂_t | τ_t), Eq. (11.1), for every t of a segment in one pass, or for one step of a dream."
+    """M: p(ẑ_{t+1}, r̂_t, d̂_t | τ_t), Eq. (11.1), for every t of a segment in one pass, or for one
+    step of a dream."""
 
     def __init__(
         self,
         layout: TokenLayout,                                 # tokens of an observation
         action_spec: ActionSpec,                             # tokens of an action
         config: WorldModelConfig = WorldModelConfig(),
-        codebooks: Callable[[], dict[str, Tensor]] = dict,   # V's codebooks by modality (read, never trained here)
+        codebooks: Callable[[], dict[str, Tensor]] = dict,  # V's codebooks by modality (read, never
+                                                            # trained here)
     ):
         super().__init__()
         d = config.retnet.width
@@ -123,25 +146,27 @@ class WorldModel(nn.Module):
         self.retnet = RetNet(config.retnet, block=self.K + self.K_a)
         self.xu = nn.Parameter(torch.randn(self.K, d) * 0.02)                   # X^u of Eq. (11.7)
         self.predict = Heads(layout, d, config.reward_bins)
-        self.reward = HLGauss(-config.reward_limit, config.reward_limit, config.reward_bins, mean=config.reward_mean)
+        self.reward = HLGauss(
+            -config.reward_limit, config.reward_limit, config.reward_bins, mean=config.reward_mean
+        )
 
     def forward(
         self,
         z: Tensor,                                           # (B, T, S) observation tokens
         action: Tensor,                                      # (B, T, K_a) action tokens
-        state: Tensor | None = None,                         # S_0 (layers, B, h, d_k, d_v); None: nothing seen yet
+        state: Tensor | None = None,        # S_0 (layers, B, h, d_k, d_v); None: nothing seen yet
         mask: Tensor | None = None,                          # (B, T) False where padded
         first: int = 1,                                      # predict from S_first on
         keep: bool = True,                                   # False: S_T is not wanted (None)
-        context: int | None = None,                          # observations only from S_context on; None: from S_first
-        done: Tensor | None = None,                          # (B, T) d_t, where known; None: every episode goes on
-    ) -> tuple[Prediction, Tensor | None]:                   # P = T - first + 1 predictions, and S_T
+        context: int | None = None,     # observations only from S_context on; None: from S_first
+        done: Tensor | None = None,         # (B, T) d_t, where known; None: every episode goes on
+    ) -> tuple[Prediction, Tensor | None]:                  # P = T - first + 1 predictions, and S_T
         "What follows every block: Eq. (11.1) for t = first, ..., T."
         x = self.embed(z, action)
-        yu, state = pop(self.retnet, x, self.xu, state, mask, first, keep)      # Eqs. (11.7), (11.8)
+        yu, state = pop(self.retnet, x, self.xu, state, mask, first, keep)  # Eqs. (11.7), (11.8)
         silent = 0 if context is None else context - first
         known = None if done is None else done[:, first - 1:]
-        return self.predict(yu, known, silent), state                           # Eqs. (11.1), (11.2)
+        return self.predict(yu, known, silent), state                       # Eqs. (11.1), (11.2)
 
     def remember(self, z: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
         "State S_T after a context (B, T, ·), predicting nothing."
@@ -153,7 +178,7 @@ def observation_loss(
     each: dict[str, Tensor],          # {key: (B, P)} of `modality_losses`
 ) -> Tensor:                          # (B, P)
     "L_obs, cross-entropy averaged over the K tokens: Eq. (11.13)."
-    return sum(g.count * each[g.key] for g in layout.groups) / layout.K         # Eqs. (11.13), (11.13b)
+    return sum(g.count * each[g.key] for g in layout.groups) / layout.K     # Eqs. (11.13), (11.13b)
 
 def modality_losses(
     layout: TokenLayout,
@@ -164,7 +189,10 @@ def modality_losses(
     out = {}
     for key, target in layout.split(z).items():                                 # (B, P, K_i, C_i)
         logits = _full(prediction.obs[key])
-        nll = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)      # Eq. (11.12a)
+        # Eq. (11.12a)
+        nll = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(
+            target.shape
+        )
         out[key] = nll.sum(-1).mean(-1)                                         # Eq. (11.13a)
     return out
 
@@ -190,13 +218,20 @@ def world_model_loss(
     later = weight[:, context - 1:]                                             # w where t >= c
     each = modality_losses(model.layout, prediction, z[:, context:])            # Eq. (11.13a)
     obs = _average(observation_loss(model.layout, each), later)                 # Eq. (11.13)
-    rew = _average(model.reward.loss(prediction.reward, reward[:, :-1]), weight)         # Eq. (11.14)
+    rew = _average(model.reward.loss(prediction.reward, reward[:, :-1]), weight)    # Eq. (11.14)
     chance = _full(prediction.done)
-    end = _average(F.binary_cross_entropy_with_logits(chance, done[:, :-1].to(dtype), reduction="none"), weight)         # Eq. (11.15)
+    # Eq. (11.15)
+    end = _average(
+        F.binary_cross_entropy_with_logits(chance, done[:, :-1].to(dtype), reduction="none"), weight
+    )
     loss = obs + rew + end                                                      # Eq. (11.16)
     parts = {f"obs/{key}": _average(x, later) for key, x in each.items()} if len(each) > 1 else {}
-    return loss, {name: x.detach() for name, x in (dict(loss=loss, obs=obs, reward=rew, done=end) | parts).items()}
+    return loss, {
+        name: x.detach()
+        for name, x in (dict(loss=loss, obs=obs, reward=rew, done=end) | parts).items()
+    }
 
 def _average(x: Tensor, weight: Tensor) -> Tensor:
-    "Mean of x (B, P) over the transitions that count, of all processes where there are several: Eq. (11.17)."
-    return (x * weight).sum() / mean_of_all(weight.sum()).clamp(min=1 / processes())     # Eq. (11.17)
+    """Mean of x (B, P) over the transitions that count, of all processes where there are several:
+    Eq. (11.17)."""
+    return (x * weight).sum() / mean_of_all(weight.sum()).clamp(min=1 / processes())   # Eq. (11.17)
