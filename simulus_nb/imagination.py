@@ -15,7 +15,6 @@ from torch import Tensor
 from simulus_nb.controller import (
     Controller, LSTMState, actor_state, entropy, log_prob, sample_categorical
 )
-from .distributed import everyone, mean_of_all
 from .replay import Segment
 from .returns import ReturnScale, lambda_return
 from .spaces import TokenLayout, UserError
@@ -128,27 +127,23 @@ def controller_loss(
     scale: ReturnScale,         # running return scale c, made for B * (H - 1) returns; updated here
     config: ControllerLossConfig,
     actor: bool = True,                           # False: only the critic learns
+    everyone: Callable = lambda x: x,             # rows (n, ...) of this process to those of all:
+                                                  # several GPUs may share a batch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_critic + L_π over the steps of a dream before its end, in one batched pass of C: Eq.
     (14.15)."""
     logits, value_logits, _ = controller(dream.z, dream.action, dream.start)
     value = controller.value.decode(value_logits.detach())      # (B, H), a number to the rest: sg
-    # Eq. (12.1)
-    target = lambda_return(dream.reward, dream.done, value, gamma=config.gamma, lam=config.lam)[
-        :, :-1
-    ]
-    alive, logits, kind = (
-        dream.alive[:, :-1].to(value.dtype), logits[:, :-1], controller.action_spec.kind
-    )
-    share = alive / mean_of_all(alive.sum())            # of all processes, where there are several
+    target = lambda_return(dream.reward, dream.done, value, gamma=config.gamma, lam=config.lam)
+    target, logits = target[:, :-1], logits[:, :-1]                             # Eq. (12.1)
+    alive, kind = dream.alive[:, :-1].to(value.dtype), controller.action_spec.kind
+    share = alive / everyone(alive.sum()[None]).mean()
     mean = lambda x: (x * share).sum()                                          # Eq. (14.11)
     c = scale.update(everyone(torch.where(alive > 0, target, target[:, :1])))
     advantage = (target - value[:, :-1]) / c.clamp(min=1)                       # Eq. (12.9)
     bonus = entropy(logits, kind)
-    # Eq. (14.12)
-    objective = mean(
-        advantage * log_prob(logits, dream.action[:, :-1], kind) + config.entropy * bonus
-    )
+    praise = advantage * log_prob(logits, dream.action[:, :-1], kind)
+    objective = mean(praise + config.entropy * bonus)                           # Eq. (14.12)
     critic = mean(controller.value.loss(value_logits[:, :-1], target))          # Eq. (14.14)
     metrics = dict(
         actor=-objective, critic=critic, entropy=mean(bonus), value=mean(value[:, :-1]),
