@@ -50,7 +50,7 @@ from .config import Config, cost, differences, flat
 from .distributed import (any_of, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place, processes, rank,
                                     share_random)
 from .dream import dream_media
-from .envs import Collector, EpisodeScore, ResizeImages, Rows, Stream, make_env
+from .envs import SCORE, Collector, ResizeImages, Rows, Stream, built, make_env, scored
 from .evaluate import Evaluation, evaluate
 from .imagination import controller_loss, imagine
 from .perceptual import make_perceptual
@@ -308,7 +308,7 @@ def env_maker(config: Config, training: bool, factory: Callable | None = None) -
     if not config.env.startswith(OWN) and factory is not None:
         raise UserError(f"this run plays {config.env}, which no function makes: leave make_env out")
     if factory is not None:
-        return lambda: ResizeImages(factory(**config.env_options), size)
+        return lambda: ResizeImages(built(factory, config.env, config.env_options), size)
     return lambda: make_env(config.env, image_size=size, training=training, **config.env_options)
 
 
@@ -429,7 +429,7 @@ class Games(gymnasium.Wrapper):
     "An environment whose every game begins from a seed of its own."
 
     def __init__(self, env: gymnasium.Env):
-        super().__init__(env if env.has_wrapper_attr("reports_score") else EpisodeScore(env))
+        super().__init__(scored(env))
         self.base, self.game, self.steps = 0, -1, 0         # b; k; steps since the game began
         self.over = True
 
@@ -447,7 +447,7 @@ class Games(gymnasium.Wrapper):
     def step(self, action):
         "One step; the score comes with the last one of a game."
         out = self.env.step(action)
-        self.steps, self.over = self.steps + 1, "episode_return" in out[4]
+        self.steps, self.over = self.steps + 1, SCORE in out[4]
         return out
 
     def open(self, game: int) -> None:
