@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
-from typing import SupportsFloat
 
 import ale_py
 import gymnasium
@@ -140,7 +139,7 @@ def number(x) -> float:
     if isinstance(x, (np.ndarray, np.generic)):
         real = x.shape == () and x.dtype.kind in "biuf"
     else:
-        real = isinstance(x, SupportsFloat) and tuple(getattr(x, "shape", ())) == ()
+        real = hasattr(x, "__float__") and tuple(getattr(x, "shape", ())) == ()
     try:
         return float(x) if real else np.nan
     except Exception:               # too large an int, a complex tensor
@@ -179,6 +178,8 @@ def five_values(out, name: str) -> tuple:
 def checked_step(out, name: str) -> tuple:
     "What `step` returned, with plain numbers; `WorldError` for anything else."
     obs, reward, *flags, info = five_values(out, name)
+    if type(reward) is float and type(flags[0]) is type(flags[1]) is bool and abs(reward) < LARGEST_REWARD:
+        return out                                          # nearly always, and fast
     for i, what in enumerate(("terminated", "truncated")):
         if type(flags[i]) is not bool:
             if (value := number(flags[i])) not in (0, 1):
@@ -360,9 +361,10 @@ class EpisodeScore(gymnasium.Wrapper):
         "Add up, and report at the end."
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.score, self.steps = self.score + reward, self.steps + 1              # Eq. (1.2)
-        info = {k: x for k, x in info.items() if k not in self.own}               # not what a world says
+        if info:
+            info = {k: x for k, x in info.items() if k not in self.own}           # not what a world says
         if terminated or truncated:
-            info |= score_report(self.score, self.steps)
+            info = info | score_report(self.score, self.steps)
         return obs, reward, terminated, truncated, info
 
 def scored(env: gymnasium.Env) -> gymnasium.Env:
@@ -619,7 +621,7 @@ def observed(obs_spec: ObsSpec, obs, name: str, call: str, batch: bool = False) 
     try:
         return obs_spec.flatten(obs, batch)
     except UserError as e:
-        raise WorldError(f"the world {name} in {call}(): {e}") from None
+        raise WorldError(f"the world {name} gave {' '.join(shown(obs).split())} in {call}(): {e}") from None
 
 class Lane(gymnasium.Wrapper):
     "One environment as the collector batches it: observations read by `obs_spec`, and of `info` only the score."
