@@ -650,7 +650,11 @@ class VectorBorder(VectorWrapper):
 
     def __init__(self, env: VectorEnv):
         super().__init__(env)
-        self.border_name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        inner = env.unwrapped
+        if env.spec:
+            self.border_name = env.spec.id
+        else:
+            self.border_name = world_name(inner.envs[0]) if isinstance(inner, SyncVectorEnv) else type(inner).__name__
 
     def reset(self, *, seed=None, options=None):
         "New episodes."
