@@ -721,7 +721,8 @@ class Lockstep:
             self.read = lambda obs, call: observed(obs_spec, obs, self.name, call, batch=True)
         else:
             lanes = [lambda make=make: Lane(make(), obs_spec) for make in envs]
-            envs = (AsyncVectorEnv if processes else SyncVectorEnv)(lanes, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+            how = dict(copy=False, autoreset_mode=AutoresetMode.DISABLED)
+            envs = VectorBorder(AsyncVectorEnv(lanes, **how)) if processes else SyncVectorEnv(lanes, **how)
             self.name, self.read = "", lambda obs, call: obs       # a `Lane` has read it already, and knows its name
         self.envs, self.num_envs, self.obs_spec, self.action_spec = envs, envs.num_envs, obs_spec, action_spec
         if "autoreset_mode" not in envs.metadata:
