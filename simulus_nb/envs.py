@@ -427,7 +427,7 @@ def import_extra(env_id: str) -> None:
     if register:
         getattr(package, register)()
 
-# %% ../nbs/01_envs.ipynb #c036w2
+# %% ../nbs/01_envs.ipynb #c036b2
 def built(create: Callable, name: str, options: dict) -> Border:
     "The world that an entry point or somebody's own function makes, behind its border."
     try:
