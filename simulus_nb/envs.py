@@ -27,7 +27,7 @@ import ale_py
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import _find_spec, load_env_creator
+from gymnasium.envs.registration import EnvSpec, _find_spec, load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from PIL import Image
 
@@ -439,11 +439,11 @@ def built(create: Callable, name: str, options: dict) -> Border:
     with WorldCode(name, "__init__"):
         return Border(create(**options), name)
 
-def make_behind_border(env_id: str, **options) -> gymnasium.Env:
+def make_behind_border(spec: EnvSpec, **options) -> gymnasium.Env:
     "`gymnasium.make`, with the border around what the entry point returns."
-    spec, failed = _find_spec(env_id), None
+    failed = None
     if spec.entry_point is None:
-        raise UserError(f"{env_id} has no entry point for one environment: choose another id")
+        raise UserError(f"{spec.id} has no entry point for one environment: choose another id")
     create = spec.entry_point if callable(spec.entry_point) else load_env_creator(spec.entry_point)
     entry_point = lambda **given: built(create, spec.id, given)
     if hasattr(create, "metadata"):
@@ -458,7 +458,7 @@ def make_behind_border(env_id: str, **options) -> gymnasium.Env:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(failed))
     if hasattr(failed, "of_world") and not (unknown and unknown[1] in options):
         raise failed
-    raise UserError(f"{env_id} does not take these options: {failed}")
+    raise UserError(f"{spec.id} does not take these options: {failed}")
 
 # %% ../nbs/01_envs.ipynb #c037
 def raw_make(env_id: str, **options) -> gymnasium.Env:
@@ -466,7 +466,7 @@ def raw_make(env_id: str, **options) -> gymnasium.Env:
     import_extra(env_id)
     given = {name: value for name, value in options.items() if value is not None}       # not every world has a render_mode
     try:
-        return make_behind_border(env_id, **given)
+        return make_behind_border(_find_spec(env_id), **given)
     except gymnasium.error.UnregisteredEnv:
         close = difflib.get_close_matches(env_id, list(gymnasium.registry), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "`gymnasium.pprint_registry()` lists what is installed"
