@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .envs import SCORE, Lane
 from .spaces import ActionSpec, ObsSpec, UserError
 
 # %% ../nbs/18_evaluate.ipynb #c005
@@ -56,9 +57,8 @@ def _play(agent, envs: list, policy: Callable, seeds: list[int], max_steps: int 
     "Episode e in environment e mod n, all environments in lockstep; an environment whose quota is played is not stepped again."
     n, left = len(envs), quotas(len(seeds), len(envs))          # episodes still to be played, Eq. (18.4)
     returns, lengths = [0.0] * len(seeds), [0] * len(seeds)
-    read = agent.obs_spec.flatten
     current = list(range(n))                                    # number of the episode in each environment
-    obs, reset = [read(env.reset(seed=seeds[i])[0]) for i, env in enumerate(envs)], np.ones(n, bool)
+    obs, reset = [env.reset(seed=seeds[i])[0] for i, env in enumerate(envs)], np.ones(n, bool)
     while left.any():
         tokens = policy({k: np.stack([o[k] for o in obs]) for k in obs[0]}, reset)
         actions, reset = agent.action_spec.decode(np.asarray(tokens)), np.zeros(n, bool)
@@ -67,11 +67,11 @@ def _play(agent, envs: list, policy: Callable, seeds: list[int], max_steps: int 
             e = current[i]
             returns[e], lengths[e] = returns[e] + float(reward), lengths[e] + 1
             if terminated or truncated or lengths[e] == max_steps:
-                returns[e] = float(info.get("episode_return", returns[e]))
+                returns[e] = float(info.get(SCORE, (returns[e],))[0])
                 left[i], current[i] = left[i] - 1, e + n
                 if left[i]:                                     # else it rests, and its last observation stays in the batch
                     raw, reset[i] = envs[i].reset(seed=seeds[e + n])[0], True
-            obs[i] = read(raw)
+            obs[i] = raw
     return Evaluation(tuple(returns), tuple(lengths))
 
 # %% ../nbs/18_evaluate.ipynb #c016
@@ -90,7 +90,7 @@ def evaluate(
     policy_seed, *seeds = (np.random.SeedSequence(seed).generate_state(episodes + 1) >> 1).tolist()    # 31 bits: some simulators take no more
     envs = []
     try:
-        envs = [fn() for fn in env_fns[:episodes]]
+        envs = [Lane(fn(), agent.obs_spec) for fn in env_fns[:episodes]]
         generator = torch.Generator(device=getattr(agent, "device", "cpu")).manual_seed(policy_seed)
         policy = agent.policy(len(envs), temperature=temperature, epsilon=0.0, generator=generator)
         return _play(agent, envs, policy, seeds, max_steps)

@@ -10,6 +10,7 @@ from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulus_nb.envs import score_report
 from simulus_nb.evaluate import ATARI_SCORES, Evaluation, RandomAgent, evaluate, game_name, human_normalised, quotas
 from simulus_nb.spaces import ActionSpec, ObsSpec, UserError
 
@@ -106,8 +107,16 @@ def test_policy_sees_what_it_should():
 
 
 def test_raw_score_and_cut():
-    reported = evaluate(PLAYER, [lambda: Survive(report=True)] * 2, episodes=6)
-    assert reported.returns == (100.0,) * 6                          # the environment's own score, not the sum of rewards
+    class Raw(gymnasium.Wrapper):
+        "A wrapper of ours that knows better, as Atari's with its clipped rewards does."
+        reports_score = True
+        def step(self, action):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            return obs, reward, terminated, truncated, info | (score_report(100.0, 3) if terminated else {})
+    reported = evaluate(PLAYER, [lambda: Raw(Survive())] * 2, episodes=6)
+    assert reported.returns == (100.0,) * 6                          # that score, not the sum of rewards
+    own = evaluate(PLAYER, [lambda: Survive(report=True)] * 2, episodes=6)
+    assert own.returns == own.lengths == reported.lengths            # what a world itself says does not count
     cut = evaluate(PLAYER, [lambda: Survive(stop=0.0)] * 2, episodes=5, max_steps=7)
     assert cut.lengths == (7,) * 5 and cut.returns == (7.0,) * 5
 
