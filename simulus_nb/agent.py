@@ -190,7 +190,7 @@ class Agent(Components):
             configs = {part: from_plain(config, meta["config"][part], part) for part, config in PARTS.items()}
             return cls(ObsSpec.from_json(meta["obs_spec"]), ActionSpec.from_json(meta["action_spec"]), **configs)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as e:
-            raise DamagedError(f"no agent can be built from its description ({type(e).__name__}: {e})") from None
+            raise e if isinstance(e, UserError) else DamagedError(f"its description describes nothing ({type(e).__name__}: {e})") from None
 
     def load_parts(self, folder: str | Path, parts: tuple[str, ...] = ("tokenizer",)) -> "Agent":
         "Take over only some of tokenizer, world_model, controller from a saved agent; all is checked before anything changes."

@@ -421,16 +421,13 @@ class FolderLock:
 
     def acquire(self, new: bool = False) -> None:
         "Take the folder. If it is not new to this object, nobody may have had it since."
+        if not new:
+            self.check()
         file, _ = self.held.get(self.path) or (lock_file(self.path, self.owner()), "")
         if file is None:
             raise self.complain("is in use: wait for the run there or stop it, or choose another folder with --out")
-        ours = new or self.owner().get("mark", self.mark) == self.mark
-        if ours:
-            self.held[self.path] = file, self.mark
-            self.write(held=True)
-        elif self.path not in self.held:
-            file.close()
-        self.check()
+        self.held[self.path] = file, self.mark
+        self.write(held=True)
 
     def write(self, held: bool) -> None:
         "Say whose the folder is."
@@ -443,7 +440,7 @@ class FolderLock:
 
     def check(self) -> None:
         "Raise a `UserError` if the folder has gone to somebody else."
-        if self.mark not in self.held.get(self.path, ()) or self.owner().get("mark") != self.mark:
+        if self.owner().get("mark", self.mark) != self.mark:
             raise self.complain("has been taken over: to go on there, take its run up again with --resume")
 
     def release(self) -> None:
