@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'LARGEST_JSON', 'NO_LOCKS', 'OURS', 'MOMENTS', 'ROWS', 'plain_tensors', 'file_digest', 'manifest_digest',
            'DamagedError', 'MissingError', 'read_bytes', 'read_json', 'read_manifest', 'check_file', 'own_name',
-           'alive', 'sweep', 'write_atomic', 'save_checkpoint', 'check_links', 'CheckpointWarning', 'Checkpoint',
+           'alive', 'sweep', 'write_atomic', 'save_checkpoint', 'check_ordinary', 'CheckpointWarning', 'Checkpoint',
            'load_checkpoint', 'is_whole', 'has_saves', 'take', 'started', 'at_work', 'lock_file', 'FolderLock',
            'check_tensors', 'check_numbers', 'load_module', 'flatten_optimizer', 'restore_optimizer', 'rng_state',
            'set_rng_state', 'pack_rows', 'unpack_rows']
@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -238,7 +239,7 @@ def save_checkpoint(
     temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        check_links(folder)
+        check_ordinary(folder)
         sweep(folder)
         previous = [keep] if keep else _latest(folder)[:1]
         number = 1 + max((int(p.name[5:]) for p in _saves(folder)), default=0)
@@ -258,17 +259,25 @@ def save_checkpoint(
     return save
 
 # %% ../nbs/17_checkpoint.ipynb #c014fo5
-def check_links(
+def _ordinary(path: Path) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:                                   # a run at work has just removed it
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+def check_ordinary(
     folder: Path,                       # may be a link itself
     names: tuple[str, ...] = ("*",),    # patterns of what is looked at in it
 ) -> None:
-    "Raise a `UserError` if there is a link among these files and folders, or inside of them."
-    for top in (path for name in names for path in folder.glob(name)):
+    "Raise a `UserError` if there is a link, a pipe or a device among these files and folders, or inside of them."
+    there = os.listdir(folder) if folder.is_dir() else []       # `glob` does not see links that lead nowhere
+    for top in (folder / n for n in there if any(fnmatchcase(n, pattern) for pattern in names)):
         inside = (Path(at, n) for at, dirs, files in os.walk(top) for n in (*dirs, *files))
         for path in itertools.chain([top], inside):             # one by one: `top` may lead to the whole disk
-            if path.is_symlink():
-                raise UserError(f"{path} is a link, and a run writes into its own folder only: "
-                                "remove the link, or put there what it leads to")
+            if not _ordinary(path):
+                raise UserError(f"{path} is a link, a pipe or a device, and a run has ordinary files "
+                                "in its own folder only: remove it, or put there what it leads to")
 
 # %% ../nbs/17_checkpoint.ipynb #c018
 class CheckpointWarning(UserWarning):
@@ -353,8 +362,10 @@ def take(
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):       # no link, no pipe that waits
         flags |= getattr(os, name, 0)
-    file = open(path, "a+b", opener=lambda name, _: os.open(name, flags, 0o666))
+    file = open(path, "ab", opener=lambda name, _: os.open(name, flags, 0o666))
     try:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.ENODEV, "no ordinary file", str(path))
         if os.name == "posix":
             import fcntl
             how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -402,7 +413,8 @@ class FolderLock:
     held: dict[Path, tuple[io.IOBase, str]] = {}        # of this process: {file: it, open and locked; whose}
 
     def __init__(self, folder: Path):
-        self.path, self.mark = folder.resolve() / "run.lock", secrets.token_hex(8)
+        self.folder, self.path = folder, folder.resolve() / "run.lock"
+        self.mark = secrets.token_hex(8)
         self.acquire(new=True)
 
     def owner(self) -> dict:
@@ -417,7 +429,7 @@ class FolderLock:
         owner = self.owner()
         pid, host, since = (str(owner.get(key, "?"))[:80] for key in ("pid", "host", "since"))
         who = f"process {pid} on {host}, since {since}" if owner.get("held") else "another process"
-        return UserError(f"{self.path.parent} {what} ({who})")
+        return UserError(f"{self.folder} {what} ({who})")
 
     def acquire(self, new: bool = False) -> None:
         "Take the folder. If it is not new to this object, nobody may have had it since."

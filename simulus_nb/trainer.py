@@ -47,7 +47,7 @@ from tqdm.auto import tqdm
 from .accelerate import GraphedStep, Recorder, compiled, pick_precision, use_precision
 from .agent import Agent, read_agent
 from .checkpoint import (Checkpoint, CheckpointWarning, DamagedError, FolderLock, MissingError,
-                                   check_links, check_numbers, check_tensors, flatten_optimizer,
+                                   check_ordinary, check_numbers, check_tensors, flatten_optimizer,
                                    has_saves, load_checkpoint, load_module, read_bytes, read_json,
                                    restore_optimizer, rng_state, save_checkpoint, set_rng_state, sweep,
                                    write_atomic)
@@ -241,11 +241,11 @@ class RunFolder:
         "Become the owner of the folder, which is made if there is none; chapter 17."
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            check_links(self.path, WRITTEN)
+            check_ordinary(self.path, WRITTEN)
             sweep(self.path)
             return FolderLock(self.path)
         except OSError as e:
-            raise UserError(f"cannot write to {self.path}: {e.strerror}; choose another folder with --out") from None
+            raise UserError(f"cannot write to {e.filename or self.path}: {e.strerror}; choose another folder with --out") from None
 
     def create(self, config: Config) -> None:
         "Begin a run; refuses a folder that already holds one."
@@ -309,7 +309,7 @@ def agent_of(
     load: Callable = Agent.load,        # takes these, and a check
 ) -> tuple[Config, Any]:                # settings, and the agent
     "Settings and agent of a run. `UserError` for a checkpoint of another run, or a link to elsewhere."
-    check_links(folder.path, WRITTEN)
+    check_ordinary(folder.path, WRITTEN)
     config = folder.read_config()
     def check(save: Path, meta: dict) -> None:
         try:

@@ -37,6 +37,7 @@ class VQVAEConfig:
         sizes = dict(image_size=self.image_size, channels=self.channels, stages=self.stages, code_dim=self.code_dim, norm_groups=self.norm_groups)
         for name, value in sizes.items():
             if value < 1: raise UserError(f"{name} must be at least 1, not {value}")
+        if self.stages > 16: raise UserError(f"stages must be at most 16, not {self.stages}")       # before 2**stages is computed
         if self.vocab < 2: raise UserError(f"vocab must be at least 2, not {self.vocab}")
         if self.image_size % 2**self.stages:
             raise UserError(f"image_size {self.image_size} cannot be halved {self.stages} times: use a multiple of {2**self.stages}, or fewer stages")
