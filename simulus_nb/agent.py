@@ -215,7 +215,7 @@ def read_agent(
     saves = place_of(folder)
     if which not in WHICH:
         raise UserError(f"which agent? {' or '.join(WHICH)}, not {which!r}")
-    if which == "best" and not load_checkpoint(saves, ()).meta.get("best"):
+    if which == "best" and not load_checkpoint(saves, (), check=check).meta.get("best"):
         raise UserError(f"{folder} keeps no best agent, only the last one: "
                         "it takes interim evaluations, evaluation.every > 0")
     use = lambda found: check_agent(found, WHICH[which])
