@@ -235,11 +235,13 @@ def check_sizes(
     todo = [meta["config"][part] for part in PARTS]
     todo += [spec[key] for spec in (*parts, *specs) for key in ("shape", "nvec")]
     todo += [len(m["nvec"]) * patch for m in parts]
-    while todo:
+    large = max(counts) > len(tensors)
+    while todo and not large:
         x = todo.pop()
         todo += x.values() if isinstance(x, dict) else x if isinstance(x, (list, tuple)) else ()
-        if isinstance(x, int) and abs(x) > most or max(counts) > len(tensors):
-            raise DamagedError(f"it describes a larger agent than the {most:,} numbers that are stored")
+        large = isinstance(x, int) and abs(x) > most
+    if large:
+        raise DamagedError("it describes a larger agent than the one that is stored")
 
 def check_agent(found: Checkpoint, group: str) -> None:
     "Raise a `DamagedError` unless an agent of this description can have these tensors."
@@ -253,7 +255,7 @@ def check_agent(found: Checkpoint, group: str) -> None:
         check_numbers(found.tensors[group], "agent")
     except (LookupError, TypeError, ValueError, AttributeError) as e:
         reason = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
-        raise DamagedError(f"{found.path}: {reason}") from None
+        raise DamagedError(f"{found.path}: {reason[:500]}") from None
 
 # %% ../nbs/15_agent.ipynb #c035fo4
 def is_run(folder: Path) -> bool:

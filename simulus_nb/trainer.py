@@ -240,8 +240,8 @@ class RunFolder:
     def own(self) -> FolderLock:
         "Become the owner of the folder, which is made if there is none; chapter 17."
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             check_ordinary(self.path, WRITTEN)
+            self.media.mkdir(parents=True, exist_ok=True)
             sweep(self.path)
             return FolderLock(self.path)
         except OSError as e:

@@ -1,4 +1,5 @@
 """A run folder has one owner, a checkpoint of its own, and nothing in it leads elsewhere, hangs or fills the memory."""
+import contextlib
 import gc
 import json
 import multiprocessing
@@ -64,8 +65,13 @@ def forked(work, *args):
         finally:
             os._exit(code)
     theirs.close()
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return ours.recv() if status == 0 else status
+    try:
+        return ours.recv()
+    except EOFError:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 def says(argv):
@@ -464,13 +470,13 @@ def instead(kind, outside):
             f.truncate(2**43)                                   # 8 TB that take no room
     nested = lambda opening: lambda path: path.write_text(opening * 100_000)
     return {"pipe": os.mkfifo, "zeros": lambda path: path.symlink_to("/dev/zero"), "link": lambda path: path.symlink_to(outside), "gap": lambda path: path.symlink_to(outside.parent / "none"),
-            "folder": Path.mkdir, "hole": hole, "lists": nested("["), "objects": nested('{"a":'), "900": lambda path: path.write_text("[" * 900 + "]" * 900),
-            "binary": lambda path: path.write_bytes(b"\xff\xfe\x00"), "number": lambda path: path.write_text("1" * 5000), "null": lambda path: path.write_text("null\n")}[kind]
+            "folder": Path.mkdir, "hole": hole, "lists": nested('{"a":['), "900": lambda path: path.write_text("[" * 900 + "]" * 900),
+            "binary": lambda path: path.write_bytes(b"\xff\xfe\x00"), "null": lambda path: path.write_text("null\n")}[kind]
 
 
 FILES = ("config.json", "metrics.jsonl", "manifest.json", "evaluation.json", "evaluation-best.json", "run.lock", "media", "media/curves.png", "media/episode.mp4", "media/best",
          "checkpoint", "checkpoint/LATEST", "checkpoint/save-00000002", "checkpoint/save-00000002/meta.json", "checkpoint/save-00000002/manifest.json", "checkpoint/save-00000002/agent.safetensors", "collected")
-KINDS = ("pipe", "zeros", "link", "gap", "folder", "hole", "lists", "objects", "900", "binary", "number", "null")
+KINDS = ("link", "pipe", "gap", "zeros", "folder", "hole", "lists", "900", "binary", "null")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -485,10 +491,10 @@ def test_a_file_that_is_something_else(finished, tmp_path, name):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         path.parent.mkdir(exist_ok=True)
         instead(kind, outside)(path)
-        for command in COMMANDS[n % 2::2] if kind not in ("link", "gap") else COMMANDS:
-            code, text = says([*command, str(run)])
-            assert code in (0, 2) and "Traceback" not in text, (kind, command, code, text)
-            assert code == 0 or sum("damaged checkpoint" not in line for line in text.splitlines()) == 1, (kind, command, text)
+        command = COMMANDS[(n + FILES.index(name)) % 4]         # each kind meets each command
+        code, text = says([*command, str(run)])
+        assert code in (0, 2) and "Traceback" not in text, (kind, command, code, text)
+        assert code == 0 or sum("damaged checkpoint" not in line for line in text.splitlines()) == 1, (kind, command, text)
         assert outside.read_text() == "dear reader" and list(outside.parent.iterdir()) == [outside], kind
         shutil.rmtree(run)
 
@@ -501,7 +507,7 @@ def test_a_run_folder_may_be_a_link_itself(run):
 GIANTS = [(("config", "world_model", "retnet", "layers"), 10**7), (("config", "world_model", "retnet", "width"), 10**9), (("config", "world_model", "retnet", "width"), 32), (("config", "world_model", "retnet", "ffn"), 10**9),
           (("config", "world_model", "reward_bins"), 10**12), (("config", "controller", "width"), 10**9), (("config", "controller", "value_bins"), 10**12), (("config", "controller", "channels"), [10**9, 4]), (("config", "controller", "embedding"), 10**9),
           (("config", "tokenizer", "image", "image_size"), 2**40), (("config", "tokenizer", "image", "stages"), 10**10), (("config", "tokenizer", "image", "vocab"), 10**12), (("config", "tokenizer", "image", "channels"), 10**9),
-          (("config", "tokenizer", "grid_patch"), 10**6), (("config", "tokenizer", "grid_patch"), 10**5), (("obs_spec", "modalities", 0, "shape"), [2**20, 2**20, 3]), (("obs_spec", "modalities", 0, "shape"), [32, 32, 10**10]),
+          (("config", "tokenizer", "grid_patch"), 10**6), (("obs_spec", "modalities", 0, "shape"), [2**20, 2**20, 3]), (("obs_spec", "modalities", 0, "shape"), [32, 32, 10**10]),
           (("action_spec", "nvec"), [10**12]), (("action_spec", "nvec"), [3] * 10**5), (("action_spec", "shape"), [10**12])]
 
 
@@ -534,7 +540,7 @@ def test_many_modalities_and_long_rows_build_nothing(run):
     for save in (run / "checkpoint").glob("save-*"):
         meta_of(save, "obs_spec", "modalities", value=[one | {"key": str(i)} for i in range(10_000)])
     begin = time.perf_counter()
-    assert "larger agent" in refused(Agent.load, run) and time.perf_counter() - begin < 5
+    assert "larger agent than the one" in refused(Agent.load, run) and time.perf_counter() - begin < 5
 
 
 def test_readers_take_ordinary_files_only(tmp_path):
