@@ -137,7 +137,7 @@ def test_json_option():
 # train
 
 def test_train_leaves_a_run_folder(run):
-    assert {p.name.split(".tfevents")[0] for p in run.iterdir()} == {"config.json", "metrics.jsonl", "evaluation.json", "manifest.json", "checkpoint", "media", "events.out"}
+    assert {p.name.split(".tfevents")[0] for p in run.iterdir()} == {"config.json", "metrics.jsonl", "evaluation.json", "manifest.json", "checkpoint", "media", "events.out", "run.lock"}
     assert (run / "media" / "curves.png").stat().st_size > 1000 and (run / "media" / "dream.mp4").stat().st_size > 1000
     manifest = json.loads((run / "manifest.json").read_text())
     assert shlex.split(manifest["command"]) == ["simulus-nb", "train", "--out", str(run), "--epochs", "2", *TINY]
