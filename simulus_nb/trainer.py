@@ -268,7 +268,7 @@ class RunFolder:
         except MissingError:
             raise UserError(f"{self.path} holds no run: there is no {self.config.name} in it") from None
         except (DamagedError, RecursionError) as e:
-            raise UserError(f"the settings in {self.config} are damaged: {e}") from None
+            raise UserError(f"{self.config} is damaged: {str(e).removeprefix(f'{self.config} is ')}") from None
         except ValueError as e:
             raise e if isinstance(e, UserError) else UserError(f"{self.config} is damaged: {e}") from None
 
