@@ -240,8 +240,10 @@ class RunFolder:
     def own(self) -> FolderLock:
         "Become the owner of the folder, which is made if there is none; chapter 17."
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             check_ordinary(self.path, WRITTEN)
-            self.media.mkdir(parents=True, exist_ok=True)
+            if self.media.is_file():
+                raise UserError(f"cannot write to {self.media}: it is a file; remove it")
             sweep(self.path)
             return FolderLock(self.path)
         except OSError as e:
