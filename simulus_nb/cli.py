@@ -33,7 +33,7 @@ import tyro
 
 from .agent import Agent, read_agent
 from .bench import bench, bench_table, compare, compare_table
-from .checkpoint import CheckpointWarning, has_saves, is_whole, load_checkpoint
+from .checkpoint import CheckpointWarning, has_saves, is_whole, load_checkpoint, read_json
 from .config import PRESETS, Config, SettingsWarning, check_ranges, cost, differences, preset, preset_for
 from .distributed import LostError, from_first, join, leave, processes, rank, together
 from .doctor import examine, report_text
@@ -43,7 +43,7 @@ from .evaluate import ATARI_SCORES, Evaluation, evaluate, human_normalised
 from .replay import ReplayBuffer
 from .spaces import UserError
 from .suite import RayPool, make_jobs, markdown, run_suite
-from .trainer import RunFolder, Signals, Stopped, Trainer, default_folder, env_maker, fill_replay, make_replay, pick_device
+from .trainer import RunFolder, Signals, Stopped, Trainer, agent_of, default_folder, env_maker, fill_replay, make_replay, pick_device
 
 # %% ../nbs/21_cli.ipynb #c005
 registry = tyro.constructors.ConstructorRegistry()
@@ -110,7 +110,7 @@ def score_text(env: str, result: Evaluation) -> str:
 def best_text(folder: RunFolder, env: str) -> list[str]:
     "One line about the best agent of the interim evaluations, where there is one."
     try:
-        kept = json.loads(folder.best.read_text(encoding="utf8"))
+        kept = read_json(folder.best)
         score = score_text(env, Evaluation(tuple(kept["returns"]), tuple(kept["lengths"])))
         origin = f"it is from epoch {kept['epoch']}, with {kept['interim_return']:.2f} on the way"
         return [f"{'best agent':<12}{score} ({origin})"]
@@ -288,8 +288,8 @@ class EvaluateCommand:
         or with options one with these in its name."""
         check_ranges(self)
         folder, device = RunFolder(self.folder), pick_device(self.device)
-        config = folder.read_config()
-        e, agent = config.evaluation, Agent.load(folder.path, device, self.which)
+        config, agent = agent_of(folder, device, self.which)
+        e = config.evaluation
         episodes, temperature = self.episodes or e.episodes, e.temperature if self.temperature is None else self.temperature
         seed = config.seed + 10_000 if self.seed is None else self.seed
         result = evaluate(agent, [env_maker(config, training=False)] * e.num_envs, episodes, temperature, seed)
@@ -327,7 +327,7 @@ class DreamCommand:
         "Write dream.png and dream.mp4 to media, of the best agent to media/best."
         check_ranges(self)
         folder, device = RunFolder(self.folder), pick_device(self.device)
-        config, agent = folder.read_config(), Agent.load(folder.path, device, self.which)
+        config, agent = agent_of(folder, device, self.which)
         generator = torch.Generator(device=device).manual_seed(self.seed)
         written = dream_media(agent, load_replay(folder, config, agent), media_of(folder, self.which),
                               horizon=self.horizon, generator=generator)

@@ -55,7 +55,7 @@ def metrics(folder):
 
 def contents(folder):
     "Bytes of every file but those that evaluate and dream are there to write."
-    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.parent.name != "media" and not p.name.startswith("evaluation")}
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.name != "run.lock" and p.is_file() and p.parent.name != "media" and not p.name.startswith("evaluation")}
 
 
 # options
@@ -137,7 +137,7 @@ def test_json_option():
 # train
 
 def test_train_leaves_a_run_folder(run):
-    assert {p.name.split(".tfevents")[0] for p in run.iterdir()} == {"config.json", "metrics.jsonl", "evaluation.json", "manifest.json", "checkpoint", "media", "events.out"}
+    assert {p.name.split(".tfevents")[0] for p in run.iterdir()} == {"config.json", "metrics.jsonl", "evaluation.json", "manifest.json", "checkpoint", "media", "events.out", "run.lock"}
     assert (run / "media" / "curves.png").stat().st_size > 1000 and (run / "media" / "dream.mp4").stat().st_size > 1000
     manifest = json.loads((run / "manifest.json").read_text())
     assert shlex.split(manifest["command"]) == ["simulus-nb", "train", "--out", str(run), "--epochs", "2", *TINY]
@@ -322,7 +322,7 @@ def fails(argv, words, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("simulus-nb: ") and error.count("\n") == 1, error
-    assert set(Path().rglob("*")) == before                                 # nothing left behind
+    assert {p for p in Path().rglob("*") if p.name != "run.lock"} == {p for p in before if p.name != "run.lock"}      # nothing left behind
 
 
 @pytest.mark.parametrize("line,words", [
