@@ -6,13 +6,14 @@
 __all__ = ['LOOKS', 'CATCH', 'OURS', 'LARGEST_REWARD', 'EXTRAS', 'board_image', 'Catch', 'resize', 'SkippedFrames',
            'AtariProtocol', 'checked_reward', 'EpisodeScore', 'is_picture', 'ResizeImages', 'needs_extra',
            'import_extra', 'raw_make', 'category_counts', 'missions', 'MiniGridSpaces', 'ActionRepeat', 'make_env',
-           'Rows', 'EpisodeStats', 'Stream', 'token_space', 'Lane', 'Scores', 'Lockstep', 'Collector']
+           'Rows', 'EpisodeStats', 'Stream', 'token_space', 'Lane', 'Scores', 'opened', 'Lockstep', 'Collector']
 
 # %% ../nbs/01_envs.ipynb #c002
 import difflib
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -464,6 +465,20 @@ class Scores:
             self.sum[i], self.steps[i] = 0.0, 0
         return stats if "episode_return" in told or not self.reported else []
 
+# %% ../nbs/01_envs.ipynb #c062me2
+def opened(makers: Iterable[Callable[[], gymnasium.Env]]) -> list[gymnasium.Env]:
+    "An environment from each constructor; if one fails, those before it are closed."
+    envs = []
+    try:
+        for make in makers:
+            envs.append(make())
+        return envs
+    except BaseException:
+        for env in envs:
+            with suppress(Exception):                           # the first error is the one to tell
+                env.close()
+        raise
+
 # %% ../nbs/01_envs.ipynb #c063
 class Lockstep:
     "Several environments that are stepped together, built here or given, whatever their way of starting new episodes."
@@ -477,6 +492,8 @@ class Lockstep:
         self.read = lambda obs: obs_spec.flatten(obs, batch=True)
         if not isinstance(envs, VectorEnv):
             lanes = [lambda make=make: Lane(make(), obs_spec) for make in envs]
+            if not processes:
+                lanes = [lambda lane=lane: lane for lane in opened(lanes)]
             envs = (AsyncVectorEnv if processes else SyncVectorEnv)(lanes, copy=False, autoreset_mode=AutoresetMode.DISABLED)
             self.read = lambda obs: obs                             # a `Lane` has read it already
         self.envs, self.num_envs, self.obs_spec, self.action_spec = envs, envs.num_envs, obs_spec, action_spec

@@ -24,7 +24,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -49,9 +49,9 @@ from .checkpoint import (Checkpoint, CheckpointWarning, DamagedError, check_tens
 from .config import Config, cost, differences, flat
 from .distributed import (any_of, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place, processes, rank,
                                     share_random)
-from .dream import dream_media
-from .envs import Collector, EpisodeScore, ResizeImages, Rows, Stream, make_env
-from .evaluate import Evaluation, evaluate
+from .dream import dream_media, whole
+from .envs import Collector, EpisodeScore, ResizeImages, Rows, Stream, make_env, opened
+from .evaluate import Evaluation, close_all, evaluate, notice
 from .imagination import controller_loss, imagine
 from .perceptual import make_perceptual
 from .replay import ReplayBuffer, Segment
@@ -267,7 +267,7 @@ class RunFolder:
         "The final evaluation, if the run is finished after `epochs` epochs: the manifest is the last file that a run writes."
         try:
             manifest, stored = (json.loads(path.read_text(encoding="utf8")) for path in (self.manifest, self.evaluation))
-            return Evaluation(tuple(stored["returns"]), tuple(stored["lengths"])) if manifest["epochs"] == epochs else None
+            return Evaluation.from_json(stored) if manifest["epochs"] == epochs else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -318,7 +318,7 @@ def infer_specs(config: Config, factory: Callable | None = None) -> tuple[ObsSpe
     try:
         return ObsSpec.from_space(env.observation_space, config.obs_kinds), ActionSpec.from_space(env.action_space, levels=config.tokenizer.action_levels)
     finally:
-        env.close()
+        close_all([env])
 
 
 def make_agent(config: Config, obs_spec: ObsSpec, action_spec: ActionSpec) -> Agent:
@@ -381,9 +381,11 @@ def pause() -> None:
 
 class Listening(gymnasium.Wrapper):
     "An environment in which every step can be the last."
+    stepped = False
 
     def step(self, action):
         "One step, unless somebody wants to stop."
+        self.stepped = True
         if Signals.active is not None and Signals.active.asked:     # others do not play
             raise Stopped
         return self.env.step(action)
@@ -457,6 +459,7 @@ class Games(gymnasium.Wrapper):
 # %% ../nbs/20_trainer.ipynb #c028
 class RunState:
     "Agent, learner, replay buffer and environments of a run that has not begun."
+    collector: Collector | None = None
 
     def __init__(self, config: Config, make_env: Callable | None = None):
         self.config = config
@@ -472,16 +475,39 @@ class RunState:
         self.replay = make_replay(config, self.agent)
         self.epoch, self.env_steps, self.seconds, self.cursor = 0, 0, 0.0, Cursor()
         self.adrift = False                                     # whether an error came amid play
-        make, n = env_maker(config, True, make_env), config.collect.num_envs
-        self.worlds = [Games(make()) for _ in range(n)]
-        self.collector = Collector([lambda world=world: world for world in self.worlds],
-                                   self.agent.obs_spec, self.agent.action_spec)
-        self.begin_episodes()
+        try:
+            self.begin_episodes()
+        except BaseException:
+            self.close()
+            raise
 
     def seed_all(self, seed: int) -> None:
         "Begin all streams; nothing here draws from Python's and NumPy's, an environment may."
         for begin in (torch.manual_seed, random.seed, np.random.seed, self.generator.manual_seed):
             begin(seed)
+
+    @property
+    def closed(self) -> bool:
+        "Whether the environments are closed."
+        return self.collector is None or self.collector.envs.closed
+
+    def open(self) -> None:
+        "The environments, if they are closed."
+        if self.closed:
+            make, n = env_maker(self.config, True, self.make_env), self.config.collect.num_envs
+            self.worlds = opened([lambda: Games(make())] * n)
+            lanes = [lambda world=world: world for world in self.worlds]
+            try:
+                self.collector = Collector(lanes, self.agent.obs_spec, self.agent.action_spec)
+            except BaseException:
+                close_all(self.worlds)
+                raise
+
+    def close(self) -> None:
+        "Close the environments. What plays next opens them again, and leads the games back."
+        if not self.closed:
+            self.collector.envs.closed = True                   # so nobody closes them twice
+            close_all(self.worlds)
 
     def begin_episodes(self) -> None:
         "Drop the open episodes; start new ones from a seed that depends on the run's seed and the epoch alone."
@@ -491,6 +517,7 @@ class RunState:
 
     def restart(self) -> None:
         "The environments as they were when the current episodes began."
+        self.open()
         self.collector.restart((self.config.seed * 1_000_003 + self.begun * 1_009) % 2**31)
         c = self.config.collect
         self.games = [0] * c.num_envs                           # number of the game in progress
@@ -639,15 +666,35 @@ class Compared(Stages):
     "A run that is evaluated now and then."
     best: dict[str, Any] | None = None       # epoch and interim return of the best agent so far
     best_agent: dict[str, Tensor] = {}       # its state, on the CPU
+    alone: bool = False                      # whether no second world can be opened beside those of training
+    say: Callable[[str], Any] = staticmethod(lambda text: None)     # is told how far an evaluation is
 
     def evaluate(self, episodes: int | None = None, seeds: int = 10_000) -> Evaluation:
         "Play evaluation episodes with the current agent. Training's random streams are not touched."
-        e, factory = self.config.evaluation, self.make_env
-        make = lambda: Listening(env_maker(self.config, False, factory)())
+        episodes = episodes or self.config.evaluation.episodes
         with undisturbed(), self.learner.arithmetic(self.agent):
-            return from_first(lambda: evaluate(
-                self.agent, [make] * e.num_envs, episodes or e.episodes, e.temperature,
-                seed=self.config.seed + seeds))
+            result, self.alone = from_first(lambda: self.play(episodes, self.config.seed + seeds))
+        if self.alone:                                          # in every process
+            self.close()
+        return result
+
+    def play(self, episodes: int, seed: int) -> tuple[Evaluation, bool]:
+        "An evaluation, and whether training's own worlds had to be closed for it: some simulators exist once."
+        e, worlds = self.config.evaluation, []
+        def make() -> Listening:
+            worlds.append(Listening(env_maker(self.config, False, self.make_env)()))
+            return worlds[-1]
+        play = lambda: evaluate(self.agent, [make] * e.num_envs, episodes, e.temperature, seed,
+                                e.max_steps, self.say)
+        if self.alone:
+            self.close()
+        try:
+            return play(), self.alone
+        except Exception:
+            if self.closed or any(world.stepped for world in worlds):
+                raise
+        self.close()                                            # perhaps they are in the way
+        return play(), True
 
     def compare(self) -> dict[str, float]:
         """The interim evaluation: other seeds than the final one, Eq. (18.6).
@@ -807,8 +854,8 @@ class Streams(Repeated):
         return kind
 
     def collect(self) -> dict[str, float]:
-        "As in `Stages`; games that an error interrupted are first led back to where the buffer ends."
-        if self.adrift:
+        "As in `Stages`; games that were closed, or interrupted by an error, are first led back to where the buffer ends."
+        if any_of(self.adrift or self.closed):
             K_a = self.agent.action_spec.count
             actions = [np.array(x, np.int64).reshape(len(x), K_a) for x in self.played]
             state = self.generator.get_state()
@@ -865,7 +912,11 @@ class Checkpoints(Snapshots):
 
     def load(self, folder: Path) -> None:
         "Take up the last checkpoint in `folder` that is whole and fits this run."
-        self.saved = load_checkpoint(folder, use=self.restore).path
+        try:
+            self.saved = load_checkpoint(folder, use=self.restore).path
+        except BaseException:
+            self.close()
+            raise
 
     def restore(self, found: Checkpoint) -> None:
         "Become what a checkpoint describes; `DamagedError` if it cannot be one of this run's."
@@ -1060,24 +1111,31 @@ class Finished(Run):
 
     def finish(self) -> "Trainer":
         "Evaluate, and leave curves, dreams and the manifest in the folder; the manifest comes last and says that the run is finished."
+        self.close()                                            # nothing is played for training any more
         self.result = self.evaluate()
         if self.best is not None:
             last = self.best["epoch"] == self.epoch - 1
             self.best_result = self.result if last else self.evaluate_best()
-        from_first(self.leave_files)
+        from_first(self.leave_scores)
+        from_first(self.leave_media)
         self.tell("on_end")
         from_first(self.leave_manifest)
         return self
 
-    def leave_files(self) -> None:
-        "What a finished run has in its folder."
+    def leave_scores(self) -> None:
+        "What a run is for."
         self.folder.write(self.folder.evaluation, self.result.to_json())
         if self.best_result is not None:
             kept = {"epoch": self.best["epoch"], "interim_return": self.best["return"]}
             self.folder.write(self.folder.best, self.best_result.to_json() | kept)
-        self.folder.media.mkdir(exist_ok=True)
-        plot_history(self.folder.history()).savefig(self.folder.media / "curves.png", dpi=120)
-        dream_media(self.agent, self.replay, self.folder.media)
+
+    def leave_media(self) -> None:
+        "Curves and dreams, as far as they can be drawn; a run is finished without them."
+        draw = lambda path: plot_history(self.folder.history()).savefig(path, dpi=120)
+        with notice("no curves.png"):
+            whole(self.folder.media / "curves.png", draw)
+        with notice("no dreams"):
+            dream_media(self.agent, self.replay, self.folder.media)
 
     def leave_manifest(self) -> None:
         "The last file of a finished run."
@@ -1099,14 +1157,17 @@ class Trainer(Finished):
         if self.epoch >= self.config.epochs:
             self.result = from_first(lambda: self.folder.result(self.epoch))
         if self.result is not None:
+            self.close()
             return self
         begin = time.perf_counter() - self.seconds
         bar = tqdm(total=self.config.epochs, initial=self.epoch, disable=rank() > 0 or not self.progress, unit="epoch", dynamic_ncols=True)
+        if self.progress:
+            self.say = bar.set_description_str
         purge = self.env_steps + 1 if self.epoch else None                                                      # drop what was logged after the checkpoint
         writer = SummaryWriter(str(self.folder.path), purge_step=purge) if rank() == 0 else nullcontext()
         if self.tracker is not None:
             self.tracker.init(project="simulus-nb", name=self.folder.path.name, config=flat(self.config))
-        with Signals(), bar, writer:
+        with closing(self), Signals(), bar, writer:
             try:
                 self.run_epochs(begin, bar, writer)
             except Stopped:
