@@ -284,9 +284,7 @@ def frames_a_second(metadata: dict) -> float:
 def drawing(config: Config) -> gymnasium.Env:
     "The world of a run, made to be drawn; `CannotDraw` if it draws nothing."
     options = {**config.env_options, "render_mode": "rgb_array"}            # whatever was given there
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\x1b\[33mWARN")                 # Gymnasium's, about renderers
-        env = make_env(config.env, image_size=config.tokenizer.image.image_size, training=False, **options)
+    env = make_env(config.env, image_size=config.tokenizer.image.image_size, training=False, **options)
     with contextlib.suppress(TypeError):                                    # modes of None, or of no sequence
         if "rgb_array" in env.metadata.get("render_modes", ()):
             return env
@@ -313,7 +311,9 @@ def film_episode(
                 return Recorder(env, show)
             evaluate(agent, [make], 1, temperature, seed, min(max_steps, config.evaluation.max_steps))
     try:
-        whole(path, play)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\x1b\[33mWARN")     # Gymnasium's advice about renderers
+            whole(path, play)
     except (Exception, SystemExit) as e:                        # the score is known, nothing else counts
         return reason(e)
     return None
