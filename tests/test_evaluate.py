@@ -20,6 +20,8 @@ class Survive(gymnasium.Env):
     action_space = gs.MultiDiscrete([3, 2])
     def __init__(self, log=None, stop=0.1, report=False):
         self.log, self.stop, self.report, self.closed = log if log is not None else [], stop, report, False
+        if report:
+            self.reports_score = True                                # as the library's own wrappers say
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.seed, self.t, self.over = seed, 0, False
@@ -108,8 +110,13 @@ def test_policy_sees_what_it_should():
 def test_raw_score_and_cut():
     reported = evaluate(PLAYER, [lambda: Survive(report=True)] * 2, episodes=6)
     assert reported.returns == (100.0,) * 6                          # the environment's own score, not the sum of rewards
+    class Unasked(Survive):
+        "Its `info` has an entry of that name, and it is none of ours."
+        def has_wrapper_attr(self, name):
+            return False
+    assert max(evaluate(PLAYER, [lambda: Unasked(report=True)] * 2, episodes=6).returns) < 100
     cut = evaluate(PLAYER, [lambda: Survive(stop=0.0)] * 2, episodes=5, max_steps=7)
-    assert cut.lengths == (7,) * 5 and cut.returns == (7.0,) * 5
+    assert cut.lengths == (7,) * 5 and cut.returns == (7.0,) * 5 and cut.capped == 5
 
 
 def test_environments_are_closed_after_an_error():
