@@ -85,6 +85,8 @@ class EvaluationConfig:
     num_envs: int = field(default=8, metadata=dict(help="environments stepped side by side", low=1))
     every: int = field(default=0, metadata=dict(help="epochs between interim evaluations (0: only at the end)", low=0))
     interim: int = field(default=20, metadata=dict(help="episodes of an interim evaluation", low=1))
+    max_steps: int = field(default=27_000, metadata=dict(
+        help="agent steps after which an evaluation episode is cut, and reported as cut", low=1))
 
 # %% ../nbs/16_config.ipynb #c014
 def check_ranges(config: Any, path: str = "") -> None:
@@ -143,7 +145,13 @@ def is_json(value: Any) -> bool:
 
 # %% ../nbs/16_config.ipynb #c020
 def from_older(values: Any, default: int) -> Any:
-    "Settings as this release knows them; earlier ones had `collect.epochs` and no `learn_on`."
+    """Settings as this release knows them.
+
+    Earlier ones had `collect.epochs` and no `learn_on`, and no `evaluation.max_steps`."""
+    match values:
+        case {"env": str(env), "evaluation": {**evaluation}} if "max_steps" not in evaluation:
+            usual = preset(preset_for(env)).evaluation.max_steps
+            values = {**values, "evaluation": {**evaluation, "max_steps": usual}}
     match values:
         case {"collect": {"epochs": int(collecting), **collect}, **rest}:
             epochs = rest.get("epochs", default)
@@ -244,7 +252,7 @@ def catch() -> Config:
         train_v=VTraining(batch=32, steps=60, start=2, lr=2e-3),
         train_m=MTraining(batch=24, segment=10, context=1, steps=60, start=4, lr=1e-3, weight_decay=0.01),
         train_c=CTraining(batch=64, burn_in=4, context=1, horizon=10, steps=18, start=10, lr=2e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.05)),
-        evaluation=EvaluationConfig(episodes=100, temperature=0.5, num_envs=10, every=4, interim=50),
+        evaluation=EvaluationConfig(episodes=100, temperature=0.5, num_envs=10, every=4, interim=50, max_steps=10_000),
     )
 
 # %% ../nbs/16_config.ipynb #c026
@@ -323,7 +331,7 @@ def dmc() -> Config:
         collect=CollectConfig(steps=500, epsilon=0.0, capacity=510_000),
         train_m=MTraining(batch=16, segment=20, context=1, steps=300, start=15),
         train_c=CTraining(context=1, horizon=20, steps=100, start=20, critic_first=4),
-        evaluation=EvaluationConfig(episodes=500),
+        evaluation=EvaluationConfig(episodes=500, max_steps=10_000),
     )
     return as_published(config, every=10, interim=32)
 
@@ -337,6 +345,7 @@ def craftax() -> Config:
         collect=CollectConfig(steps=100, capacity=1_050_000),
         train_m=MTraining(batch=8, segment=20, context=2, steps=100, start=250),
         train_c=CTraining(horizon=19, steps=50, start=300),
+        evaluation=EvaluationConfig(max_steps=10_000),
     )
     return as_published(config, every=200, interim=32)
 

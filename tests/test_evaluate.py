@@ -21,6 +21,8 @@ class Survive(gymnasium.Env):
     action_space = gs.MultiDiscrete([3, 2])
     def __init__(self, log=None, stop=0.1, report=False):
         self.log, self.stop, self.report, self.closed = log if log is not None else [], stop, report, False
+        if report:
+            self.reports_score = True                                # as the library's own wrappers say
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.seed, self.t, self.over = seed, 0, False
@@ -118,7 +120,7 @@ def test_raw_score_and_cut():
     own = evaluate(PLAYER, [lambda: Survive(report=True)] * 2, episodes=6)
     assert own.returns == own.lengths == reported.lengths            # what a world itself says does not count
     cut = evaluate(PLAYER, [lambda: Survive(stop=0.0)] * 2, episodes=5, max_steps=7)
-    assert cut.lengths == (7,) * 5 and cut.returns == (7.0,) * 5
+    assert cut.lengths == (7,) * 5 and cut.returns == (7.0,) * 5 and cut.capped == 5
 
 
 def test_environments_are_closed_after_an_error():
