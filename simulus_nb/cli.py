@@ -103,7 +103,7 @@ def score_text(env: str, result: Evaluation) -> str:
     "Mean and standard error, and for the Atari-100K games the human-normalised score."
     text = f"return {result.mean:.2f}" + (f" ± {result.sem:.2f}" if len(result.returns) > 1 else "") + f" over {len(result.returns)} episodes"
     try:
-        return text + (f", human-normalised {human_normalised(env, result.mean):.3f}" if env.startswith("ALE/") else "")
+        return text + f", human-normalised {human_normalised(env, result.mean):.3f}"
     except UserError:                                           # a game without reference scores
         return text
 

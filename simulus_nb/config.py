@@ -19,6 +19,7 @@ from typing import Any, Literal
 from .accelerate import Precision
 from .agent import from_plain
 from .controller import ControllerConfig
+from .envs import atari_game
 from .imagination import ControllerLossConfig
 from .retnet import RetNetConfig
 from .spaces import UserError
@@ -382,8 +383,10 @@ def preset(name: str) -> Config:
     return PRESETS[name]()
 
 def preset_for(env: str) -> str:
-    "The preset that suits an environment id, by how it begins; `small` for all others."
-    return next((name for start, name in FAMILIES.items() if env.startswith(start)), "small")
+    "The preset that suits an environment: Atari's for its games however spelt, else by how the id begins; `small` for all others."
+    if atari_game(env):
+        return FAMILIES["ALE/"]
+    return next((name for start, name in FAMILIES.items() if env.rpartition(":")[2].startswith(start)), "small")
 
 # %% ../nbs/16_config.ipynb #c039
 def cost(

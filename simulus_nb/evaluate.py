@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .envs import atari_game, registered
 from .spaces import ActionSpec, ObsSpec, UserError
 
 # %% ../nbs/18_evaluate.ipynb #c005
@@ -127,7 +128,9 @@ _GAMES = {game.lower(): game for game in ATARI_SCORES}
 
 def game_name(env_id: str) -> str:
     'Name in `ATARI_SCORES` of an environment id: "ALE/Pong-v5", "PongNoFrameskip-v4", "pong" and "Pong" are all "Pong".'
-    short = re.sub(r"(NoFrameskip|Deterministic)?(-v\d+)?$", "", env_id.split("/")[-1]).replace("_", "").lower()
+    spelt = re.fullmatch(r"(?:ALE/)?(\w+?)(?:NoFrameskip|Deterministic)?(?:-v\d+)?", env_id)
+    game = atari_game(env_id) if registered(env_id) else spelt and spelt[1]     # another world may be called Pong too
+    short = (game or "").replace("_", "").lower()
     if short not in _GAMES:
         raise UserError(f"no reference scores for {env_id!r}: it is not one of the 26 Atari-100K games ({', '.join(ATARI_SCORES)})")
     return _GAMES[short]

@@ -205,7 +205,7 @@ def row(job: Job) -> dict:
     if result:
         found |= dict(score=result.mean, sem=result.sem if len(result.returns) > 1 else None)
         with suppress(UserError):                               # no game with reference scores
-            if job.config.env.startswith("ALE/"): found["human_normalised"] = human_normalised(job.config.env, result.mean)
+            found["human_normalised"] = human_normalised(job.config.env, result.mean)
     return found | dict(env_steps=end["env_steps"], wall_seconds=end["wall_seconds"], attempts=job.attempts,
                         command="simulus-nb " + shlex.join(job.words), folder=str(job.folder), error=job.error)
 

@@ -50,7 +50,7 @@ from .config import Config, cost, differences, flat
 from .distributed import (any_of, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place, processes, rank,
                                     share_random)
 from .dream import dream_media
-from .envs import Collector, EpisodeScore, ResizeImages, Rows, Stream, make_env
+from .envs import Collector, EpisodeScore, ResizeImages, Rows, Stream, check_env_options, make_env
 from .evaluate import Evaluation, evaluate
 from .imagination import controller_loss, imagine
 from .perceptual import make_perceptual
@@ -308,8 +308,10 @@ def env_maker(config: Config, training: bool, factory: Callable | None = None) -
     if not config.env.startswith(OWN) and factory is not None:
         raise UserError(f"this run plays {config.env}, which no function makes: leave make_env out")
     if factory is not None:
-        return lambda: ResizeImages(factory(**config.env_options), size)
-    return lambda: make_env(config.env, image_size=size, training=training, **config.env_options)
+        return lambda: ResizeImages(factory(**config.env_options), size, config.obs_kinds)
+    check_env_options(config.env_options)
+    return lambda: make_env(config.env, image_size=size, training=training,
+                            obs_kinds=config.obs_kinds, **config.env_options)
 
 
 def infer_specs(config: Config, factory: Callable | None = None) -> tuple[ObsSpec, ActionSpec]:
