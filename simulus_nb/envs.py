@@ -354,8 +354,8 @@ def find_env(env_id: str) -> EnvSpec:
         if spec := registered(name):
             return spec
     ids = {known.lower(): known for known in gymnasium.registry}
-    newest = registered(re.sub(r"-v\d*$", "", name))
-    close = [ids[c] for c in difflib.get_close_matches(name.lower(), ids, n=3, cutoff=0.5)]
+    newest = registered(re.sub(r"(-ram)?(NoFrameskip|Deterministic)?(-v\d*)?$", "", name))
+    close = [ids[c] for c in difflib.get_close_matches(name.lower(), ids, n=3, cutoff=0.6)]
     close = [newest.id] if newest else close
     raise UserError(f"there is no environment {textwrap.shorten(repr(env_id), 100)}: " + (
         f"did you mean {' or '.join(close)}?" if close else "ids look like CartPole-v1, ALE/Pong-v5 or "
@@ -373,30 +373,30 @@ def maker(spec: EnvSpec) -> Callable:
                         "update its package, or correct its registration")
     return made
 
-def check_arguments(spec: EnvSpec, options: dict) -> None:
-    "Refuses options that the environment does not take, and asks for those that it needs."
-    make = maker(spec)
+def check_arguments(make: Callable, name: str, options: dict) -> None:
+    "Refuses options that the class or function of the environment `name` does not take, and asks for those that it needs."
     try:
         signature = inspect.signature(make)
     except (TypeError, ValueError):                             # written in C
         return
     try:
-        signature.bind(**{**spec.kwargs, **options})
+        signature.bind(**options)
     except TypeError as e:
-        takes = [name for name, x in signature.parameters.items()
-                 if x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD) and name != "render_mode"]
-        raise UserError(f"{spec.id} does not take these options: {e}; it takes {', '.join(takes) or 'none'}") from None
+        takes = [key for key, x in signature.parameters.items()
+                 if x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD) and key != "render_mode"]
+        raise UserError(f"{name} does not take these options: {e}; it takes {', '.join(takes) or 'none'}") from None
     modes, mode = getattr(make, "metadata", None), options.get("render_mode")
     modes = modes.get("render_modes") if isinstance(modes, dict) else None
     if mode and modes and not {mode, mode.removesuffix("_list"), mode.replace("human", "rgb_array")} & set(modes):
-        raise UserError(f"{spec.id} draws in the modes {', '.join(map(str, modes))}, not in {mode!r}")
+        raise UserError(f"{name} draws in the modes {', '.join(map(str, modes))}, not in {mode!r}")
 
 # %% ../nbs/01_envs.ipynb #c037w2
 def raw_make(env_id: str, **options) -> gymnasium.Env:
     "`gymnasium.make`, with a mistake of the caller's reported as a `UserError`."
     spec, ours = find_env(env_id), ("max_episode_steps", "render_mode")
     given = {k: x for k, x in options.items() if x is not None or k not in ours}    # not every world has a render_mode
-    check_arguments(spec, {k: x for k, x in given.items() if k != "max_episode_steps"})
+    taken = {k: x for k, x in given.items() if k != "max_episode_steps"}            # that one is Gymnasium's
+    check_arguments(maker(spec), spec.id, {**spec.kwargs, **taken})
     try:
         return gymnasium.make(spec.id, **given)
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as e:
@@ -565,7 +565,8 @@ def make_env(
 RUN_GIVES = {   # argument of `make_env` that a run gives itself: what to use instead
     "env_id": "use --env", "image_size": "use --tokenizer.image.image-size", "obs_kinds": "use --obs-kinds",
     "training": "a run trains by the rules of training and is scored by those of evaluation; leave it out",
-    "render_mode": "films are made after training; leave it out"}
+    "render_mode": "films are made after training; leave it out",
+    "disable_env_checker": "what a world returns is checked here; leave it out"}
 
 def check_env_options(options: dict) -> None:
     "Refuses options of an environment that do not belong among the settings of a run."

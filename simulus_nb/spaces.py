@@ -23,12 +23,13 @@ class UserError(ValueError):
 # %% ../nbs/00_spaces.ipynb #c023
 def _array(label: str, x) -> np.ndarray:
     "Anything that holds numbers as an array of numbers, else UserError that begins with `label`."
+    given = type(x).__name__
     try:
         x = np.asarray(x)
     except (TypeError, ValueError, RuntimeError):               # rows of different lengths, a tensor on another device
-        raise UserError(f"{label}: {type(x).__name__} cannot be read as one array of numbers; hand over a NumPy array") from None
+        raise UserError(f"{label}: {given} cannot be read as one array of numbers; hand over a NumPy array") from None
     if x.dtype.kind not in "buif":
-        raise UserError(f"{label}: {x.dtype} values are not real numbers; hand over a NumPy array of them")
+        raise UserError(f"{label} ({given} of {x.dtype}, shape {x.shape}): these are not real numbers; hand over a NumPy array of them")
     return x
 
 def _whole(label: str, x: np.ndarray, start, count) -> np.ndarray:
