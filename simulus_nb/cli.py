@@ -249,8 +249,7 @@ def film_episode(
     if not drawn:
         return "this environment draws nothing"
     size = config.tokenizer.image.image_size
-    recorder = Recorder(make_env(config.env, image_size=size, training=False, render_mode="rgb_array",
-                                 obs_kinds=config.obs_kinds, **config.env_options))
+    recorder = Recorder(make_env(config.env, image_size=size, training=False, render_mode="rgb_array", obs_kinds=config.obs_kinds, **config.env_options))
     try:
         evaluate(agent, [lambda: recorder], 1, temperature, seed, max_steps)
     except CannotDraw as e:

@@ -383,10 +383,9 @@ def preset(name: str) -> Config:
     return PRESETS[name]()
 
 def preset_for(env: str) -> str:
-    "The preset that suits an environment: Atari's for its games however spelt, else by how the id begins; `small` for all others."
-    if atari_game(env):
-        return FAMILIES["ALE/"]
-    return next((name for start, name in FAMILIES.items() if env.rpartition(":")[2].startswith(start)), "small")
+    "The preset that suits an environment, Atari's for its games however spelt; `small` for others."
+    name = "ALE/" if atari_game(env) else env.rpartition(":")[2]
+    return next((suits for start, suits in FAMILIES.items() if name.startswith(start)), "small")
 
 # %% ../nbs/16_config.ipynb #c039
 def cost(

@@ -55,7 +55,8 @@ def check_options(**options) -> None:
         fits = isinstance(plain, kind) and isinstance(plain, bool) == (kind is bool)
         if not fits or (ends and not ends[0] <= plain <= ends[1]):
             wanted = NAMES[kind] + (f" from {ends[0]} to {ends[1]}" if ends else "")
-            raise UserError(f"option {name} must be {wanted}, not {textwrap.shorten(repr(value), 60)}")
+            came = textwrap.shorten(repr(value), 60)
+            raise UserError(f"option {name} must be {wanted}, not {came}")
 
 # %% ../nbs/01_envs.ipynb #c006
 LOOKS = {   # look: (background, ball, paddle) as RGB
@@ -87,7 +88,7 @@ class Catch(gymnasium.Env):
     ):
         check_options(rows=rows, cols=cols, size=size, look=look)
         if size < max(rows, cols):
-            raise UserError(f"Catch needs size >= rows and cols; got rows={rows}, cols={cols}, size={size}")
+            raise UserError(f"Catch needs a size >= rows={rows} and cols={cols}, not {size}")
         if look not in LOOKS:
             raise UserError(f"unknown look {look!r}: choose one of {', '.join(LOOKS)}")
         self.rows, self.cols, self.size, self.look, self.render_mode = rows, cols, size, look, render_mode
@@ -130,12 +131,13 @@ def resize(
     "Bilinear resize with PIL, whose filter widens when shrinking (antialiasing)."
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or min(image.shape) < 1:
-        raise UserError(f"resize takes uint8 pictures (H, W) or (H, W, C), not {image.dtype} of shape {image.shape}")
+        raise UserError("resize takes uint8 pictures (H, W) or (H, W, C), "
+                        f"not {image.dtype} of shape {image.shape}")
     rows, cols = (size, size) if isinstance(size, int) else size
     if image.shape[:2] == (rows, cols):
         return image
-    if image.ndim == 3 and image.shape[2] != 3:                 # PIL knows colours, not stacks of frames
-        return np.stack([resize(channel, (rows, cols)) for channel in np.moveaxis(image, 2, 0)], 2)
+    if image.ndim == 3 and image.shape[2] != 3:                 # PIL knows colours, not stacks
+        return np.stack([resize(x, (rows, cols)) for x in np.moveaxis(image, 2, 0)], 2)
     small = Image.fromarray(np.ascontiguousarray(image))
     return np.array(small.resize((cols, rows), Image.Resampling.BILINEAR))
 
@@ -253,7 +255,7 @@ def _put(x, path: tuple, value):
     return type(x)(parts) if isinstance(x, spaces.Space) else parts
 
 class ResizeImages(gymnasium.ObservationWrapper):
-    "Resizes every picture of an observation to `size` x `size`; `Dict` and `Tuple` spaces are walked, all else is left alone."
+    "Resizes every picture of an observation to `size` x `size`, also inside `Dict` and `Tuple`."
 
     def __init__(self, env: gymnasium.Env, size: int,
         obs_kinds: dict[str, str] | None = None,    # the overrides of `ObsSpec.from_space`
@@ -299,30 +301,33 @@ def import_extra(env_id: str) -> None:
             warnings.filterwarnings("ignore", module="glfw")        # dm_control looks for a display; nothing here needs one
             package = importlib.import_module(module)
     except ImportError as e:
-        raise UserError(f'{env_id} needs an optional package: pip install "simulus-nb[{extra}]" ({e})') from None
+        raise UserError(f'{env_id} needs an optional package: '
+                        f'pip install "simulus-nb[{extra}]" ({e})') from None
     if register:
         getattr(package, register)()
 
 # %% ../nbs/01_envs.ipynb #c036w1
 def registered(env_id: str) -> EnvSpec | None:
-    'What Gymnasium knows under an id; "module:" is left out, and without a version the newest counts.'
-    name = env_id.rpartition(":")[2]
-    versions = [s for s in gymnasium.registry.values() if s.version is not None and s.id == f"{name}-v{s.version}"]
-    return gymnasium.registry.get(name) or max(versions, key=lambda s: s.version, default=None)
+    'What Gymnasium knows under an id without its "module:"; of several versions the newest.'
+    name, known = env_id.rpartition(":")[2], gymnasium.registry
+    versions = [s for s in known.values() if s.version is not None
+                and s.id == f"{name}-v{s.version}"]
+    return known.get(name) or max(versions, key=lambda s: s.version, default=None)
 
 def packages(made) -> set[str]:
     "The packages in which a class and its bases are written."
     return {c.__module__.partition(".")[0] for c in getattr(made, "__mro__", ())}
 
 def atari_game(env_id: str) -> str | None:
-    'The game that an Atari id plays ("ms_pacman"), however the id is spelt; None for any other world.'
+    'The game that an Atari id plays ("ms_pacman"), however it is spelt; None for other worlds.'
     if (spec := registered(env_id)) is None:
         return None
     module, made = "", spec.entry_point
     if isinstance(made, str):
         module, _, name = made.partition(":")
         made = getattr(sys.modules.get(module), name, None)
-    return spec.kwargs.get("game") if "ale_py" in packages(made) | {module.partition(".")[0]} else None
+    ale = "ale_py" in packages(made) | {module.partition(".")[0]}
+    return spec.kwargs.get("game") if ale else None
 
 # %% ../nbs/01_envs.ipynb #c037
 def _is_module(name: str) -> bool:
@@ -331,8 +336,8 @@ def _is_module(name: str) -> bool:
 def _missing(env_id: str, e: Exception) -> UserError:
     "An environment whose package is not there."
     extra = needs_extra(env_id)
-    command = f': pip install "simulus-nb[{EXTRAS[extra][-1]}]"' if extra else " that is not installed"
-    return UserError(f"{env_id} needs a package{command} ({' '.join(str(e).split())})")
+    how = f': pip install "simulus-nb[{EXTRAS[extra][-1]}]"' if extra else " that is not installed"
+    return UserError(f"{env_id} needs a package{how} ({' '.join(str(e).split())})")
 
 def _import(module: str, env_id: str):
     "The module that an id or a registration names; what it raises itself stays as it is."
@@ -345,7 +350,7 @@ def _import(module: str, env_id: str):
         raise
 
 def find_env(env_id: str) -> EnvSpec:
-    "The registered environment of an id, after importing what registers it; `UserError` with the closest ids."
+    "The registered environment of an id, its module imported; `UserError` with the closest ids."
     module, colon, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", "")
     if _is_module(module) == bool(colon):
         if colon:
@@ -357,9 +362,10 @@ def find_env(env_id: str) -> EnvSpec:
     newest = registered(re.sub(r"(-ram)?(NoFrameskip|Deterministic)?(-v\d*)?$", "", name))
     close = [ids[c] for c in difflib.get_close_matches(name.lower(), ids, n=3, cutoff=0.6)]
     close = [newest.id] if newest else close
-    raise UserError(f"there is no environment {textwrap.shorten(repr(env_id), 100)}: " + (
-        f"did you mean {' or '.join(close)}?" if close else "ids look like CartPole-v1, ALE/Pong-v5 or "
-        "module:MyWorld-v0; `gymnasium.pprint_registry()` lists what is installed"))
+    hint = ("ids look like CartPole-v1, ALE/Pong-v5 or module:MyWorld-v0; "
+            "`gymnasium.pprint_registry()` lists what is installed")
+    hint = f"did you mean {' or '.join(close)}?" if close else hint
+    raise UserError(f"there is no environment {textwrap.shorten(repr(env_id), 100)}: {hint}")
 
 # %% ../nbs/01_envs.ipynb #c037w1
 def maker(spec: EnvSpec) -> Callable:
@@ -369,12 +375,12 @@ def maker(spec: EnvSpec) -> Callable:
         module, _, name = made.partition(":")
         made = getattr(_import(module, spec.id), name, None) if _is_module(module) else None
     if not callable(made):
-        raise UserError(f"{spec.id} is registered as {spec.entry_point}, which is no class or function: "
-                        "update its package, or correct its registration")
+        raise UserError(f"{spec.id} is registered as {spec.entry_point}, which is no class or "
+                        "function: update its package, or correct its registration")
     return made
 
 def check_arguments(make: Callable, name: str, options: dict) -> None:
-    "Refuses options that the class or function of the environment `name` does not take, and asks for those that it needs."
+    "Refuses options that the maker of the environment `name` does not take, or needs and lacks."
     try:
         signature = inspect.signature(make)
     except (TypeError, ValueError):                             # written in C
@@ -384,26 +390,29 @@ def check_arguments(make: Callable, name: str, options: dict) -> None:
     except TypeError as e:
         takes = [key for key, x in signature.parameters.items()
                  if x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD) and key != "render_mode"]
-        raise UserError(f"{name} does not take these options: {e}; it takes {', '.join(takes) or 'none'}") from None
+        raise UserError(f"{name} does not take these options: {e}; "
+                        f"it takes {', '.join(takes) or 'none'}") from None
     modes, mode = getattr(make, "metadata", None), options.get("render_mode")
     modes = modes.get("render_modes") if isinstance(modes, dict) else None
-    if mode and modes and not {mode, mode.removesuffix("_list"), mode.replace("human", "rgb_array")} & set(modes):
+    if mode is None or not isinstance(modes, (list, tuple)) or not modes:
+        return
+    if mode.replace("human", "rgb_array").removesuffix("_list") not in modes and mode not in modes:
         raise UserError(f"{name} draws in the modes {', '.join(map(str, modes))}, not in {mode!r}")
 
 # %% ../nbs/01_envs.ipynb #c037w2
 def raw_make(env_id: str, **options) -> gymnasium.Env:
     "`gymnasium.make`, with a mistake of the caller's reported as a `UserError`."
     spec, ours = find_env(env_id), ("max_episode_steps", "render_mode")
-    given = {k: x for k, x in options.items() if x is not None or k not in ours}    # not every world has a render_mode
-    taken = {k: x for k, x in given.items() if k != "max_episode_steps"}            # that one is Gymnasium's
+    given = {k: x for k, x in options.items() if x is not None or k not in ours}
+    taken = {k: x for k, x in given.items() if k != "max_episode_steps"}    # that is Gymnasium's
     check_arguments(maker(spec), spec.id, {**spec.kwargs, **taken})
     try:
         return gymnasium.make(spec.id, **given)
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as e:
         raise _missing(env_id, e) from None
-    except TypeError as e:                                      # an option that a class takes for another one to refuse
-        refused = re.search(r"(?:unexpected keyword|multiple values for(?: keyword)?) argument '(\w+)'", str(e))
-        if refused and refused[1] in options:
+    except TypeError as e:                                      # a class took it, its base does not
+        refused = re.search(r"(unexpected|multiple values for)( keyword)? argument '(.+?)'", str(e))
+        if refused and refused[3] in options:
             raise UserError(f"{spec.id} does not take these options: {refused[0]}") from None
         raise
 
@@ -500,9 +509,11 @@ def atari_options(spec: EnvSpec, options: dict) -> dict:
     options = {**{k: x for k, x in spec.kwargs.items() if k not in known}, **options}
     for name in options:
         if name in FIXED:
-            raise UserError(f"{spec.id} follows the Atari-100K protocol, which sets {name}: {FIXED[name]}")
+            raise UserError(f"{spec.id} follows the Atari-100K protocol, which sets {name}: "
+                            f"{FIXED[name]}")
         if name not in ATARI:
-            raise UserError(f"{spec.id} does not take these options: {name}; it takes {', '.join(ATARI)}")
+            raise UserError(f"{spec.id} does not take these options: {name}; "
+                            f"it takes {', '.join(ATARI)}")
     check_options(**{k: x for k, x in options.items() if x is not ATARI[k]})
     settings = {**ATARI, **options}
     check_variant(spec, mode=settings["mode"], difficulty=settings["difficulty"])
@@ -527,8 +538,10 @@ def atari_env(spec: EnvSpec, options: dict, image_size: int, training: bool, max
     o = atari_options(spec, options)
     frames = o.pop("max_num_frames_per_episode")
     game = {name: o.pop(name) for name in ("full_action_space", "mode", "difficulty")}
-    env = raw_make(spec.id, frameskip=1, repeat_action_probability=0.0, render_mode=render_mode, **game,
-                   max_num_frames_per_episode=(20_000 if training else 108_000) if frames is None else frames)
+    if frames is None:
+        frames = 20_000 if training else 108_000
+    env = raw_make(spec.id, frameskip=1, repeat_action_probability=0.0, render_mode=render_mode,
+                   max_num_frames_per_episode=frames, **game)
     if not training:
         o.update(noop_max=min(o["noop_max"], 1), clip_reward=False, life_loss_done=False)
     return AtariProtocol(env, image_size=image_size, max_steps=max_steps, **o)
@@ -542,14 +555,15 @@ def make_env(
     action_repeat: int = 1,             # environment steps per agent step; Atari has frame_skip instead
     max_episode_steps: int | None = None,   # truncate after so many agent steps (None: the world's own; Atari: only frames are limited)
     render_mode: str | None = None,     # passed on
-    obs_kinds: dict[str, str] | None = None,    # which parts are pictures, where not as inferred: the overrides of `ObsSpec.from_space`
+    obs_kinds: dict[str, str] | None = None,    # the overrides of `ObsSpec.from_space`
     **options,                          # of an Atari game those of `ATARI`; of any other passed on to it
 ) -> gymnasium.Env:
     "One environment whose `info` carries `episode_return` and `episode_length` (raw, whole game, agent steps) at the end."
     ours = dict(image_size=image_size, max_episode_steps=max_episode_steps, render_mode=render_mode)
-    check_options(training=training, action_repeat=action_repeat, **{k: x for k, x in ours.items() if x is not None})
+    check_options(training=training, action_repeat=action_repeat)
+    check_options(**{k: x for k, x in ours.items() if x is not None})
     spec = find_env(env_id)
-    maker(spec)                                             # imports its class: whose child it is shows only then
+    maker(spec)                                             # imports its class: now its parents are known
     if atari_game(spec.id):
         options |= {} if action_repeat == 1 else {"action_repeat": action_repeat}
         return atari_env(spec, options, image_size or 64, training, max_episode_steps, render_mode)
@@ -557,14 +571,16 @@ def make_env(
         options.setdefault("size", image_size)              # drawn at that size, not blurred to it
     limit = max_episode_steps and max_episode_steps * action_repeat     # Gymnasium's limit counts the steps inside
     env = raw_make(spec.id, max_episode_steps=limit, render_mode=render_mode, **options)
-    env = MiniGridSpaces(env, category_counts(importlib.import_module("minigrid.core.constants"))) if is_minigrid(env) else env
+    if is_minigrid(env):
+        env = MiniGridSpaces(env, category_counts(importlib.import_module("minigrid.core.constants")))
     env = env if action_repeat == 1 else ActionRepeat(env, action_repeat)
     return EpisodeScore(ResizeImages(env, image_size, obs_kinds) if image_size else env)
 
 # %% ../nbs/01_envs.ipynb #c050w1
 RUN_GIVES = {   # argument of `make_env` that a run gives itself: what to use instead
-    "env_id": "use --env", "image_size": "use --tokenizer.image.image-size", "obs_kinds": "use --obs-kinds",
-    "training": "a run trains by the rules of training and is scored by those of evaluation; leave it out",
+    "env_id": "use --env", "obs_kinds": "use --obs-kinds",
+    "image_size": "use --tokenizer.image.image-size",
+    "training": "training and evaluation have rules of their own; leave it out",
     "render_mode": "films are made after training; leave it out",
     "disable_env_checker": "what a world returns is checked here; leave it out"}
 
@@ -572,7 +588,7 @@ def check_env_options(options: dict) -> None:
     "Refuses options of an environment that do not belong among the settings of a run."
     for name in options:
         if name in RUN_GIVES:
-            raise UserError(f"the option {name} of the environment is given by the run: {RUN_GIVES[name]}")
+            raise UserError(f"a run itself gives the option {name}: {RUN_GIVES[name]}")
 
 # %% ../nbs/01_envs.ipynb #c057
 @dataclass

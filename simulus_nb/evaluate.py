@@ -129,7 +129,7 @@ _GAMES = {game.lower(): game for game in ATARI_SCORES}
 def game_name(env_id: str) -> str:
     'Name in `ATARI_SCORES` of an environment id: "ALE/Pong-v5", "PongNoFrameskip-v4", "pong" and "Pong" are all "Pong".'
     spelt = re.fullmatch(r"(?:ALE/)?(\w+?)(?:NoFrameskip|Deterministic)?(?:-v\d+)?", env_id)
-    game = atari_game(env_id) if registered(env_id) else spelt and spelt[1]     # another world may be called Pong too
+    game = atari_game(env_id) if registered(env_id) else spelt and spelt[1]     # or a namesake
     short = (game or "").replace("_", "").lower()
     if short not in _GAMES:
         raise UserError(f"no reference scores for {env_id!r}: it is not one of the 26 Atari-100K games ({', '.join(ATARI_SCORES)})")

@@ -27,9 +27,11 @@ def _array(label: str, x) -> np.ndarray:
     try:
         x = np.asarray(x)
     except (TypeError, ValueError, RuntimeError):               # rows of different lengths, a tensor on another device
-        raise UserError(f"{label}: {given} cannot be read as one array of numbers; hand over a NumPy array") from None
+        raise UserError(f"{label}: {given} cannot be read as one array of numbers; "
+                        "hand over a NumPy array") from None
     if x.dtype.kind not in "buif":
-        raise UserError(f"{label} ({given} of {x.dtype}, shape {x.shape}): these are not real numbers; hand over a NumPy array of them")
+        raise UserError(f"{label} ({given} of {x.dtype}, shape {x.shape}): these are "
+                        "not real numbers; hand over a NumPy array of them")
     return x
 
 def _whole(label: str, x: np.ndarray, start, count) -> np.ndarray:
@@ -45,14 +47,16 @@ def _whole(label: str, x: np.ndarray, start, count) -> np.ndarray:
 
 # %% ../nbs/00_spaces.ipynb #c023w1
 def _levels_of_grey(label: str, x: np.ndarray) -> np.ndarray:
-    "Whole numbers from 0 to 255 as uint8; brightness from 0 to 1 is refused, also where it is pure black and white."
+    "Whole numbers from 0 to 255 as uint8; brightness from 0 to 1 is refused, also black and white."
     if x.dtype.kind in "bf" and x.size and x.max() == 1:
-        raise UserError(f"{label}: brightness up to 1, expected whole numbers from 0 to 255; multiply it by 255 in a wrapper")
+        raise UserError(f"{label}: brightness up to 1, expected whole numbers from 0 to 255; "
+                        "multiply it by 255 in a wrapper")
     return _whole(label, x, 0, 256).astype(np.uint8)
 
 def _other_sides(m: "Modality", shape: tuple) -> bool:
     "Whether a picture of this raw shape differs from `m` in height or width alone."
-    same = m.raw_shape[:2] == m.shape[:2] and len(shape) == len(m.raw_shape) and shape[2:] == m.raw_shape[2:]
+    raw = m.raw_shape
+    same = raw[:2] == m.shape[:2] and len(shape) == len(raw) and shape[2:] == raw[2:]
     return m.kind == "image" and same and shape != m.raw_shape and min(shape) > 0
 
 # %% ../nbs/00_spaces.ipynb #c025
@@ -97,15 +101,16 @@ class Modality:
         np.dtype(self.raw_dtype or "uint8")
 
     def read(self, raw, batch: bool = False, resize: Callable | None = None) -> np.ndarray:
-        """Raw values -> uint8 (H, W, C), float32 (n,) or 0-based int64, in memory of their own; refuses what is outside Eq. (0.1).
+        """Raw values -> new uint8 (H, W, C), float32 (n,) or 0-based int64, or refused, Eq. (0.1).
 
         `batch`: a leading axis B. `resize(picture, sides)` makes pictures of other sides fit."""
         x = _array(f"observation {self.key!r}", raw)
         label = f"observation {self.key!r} ({type(raw).__name__} of {x.dtype}, shape {x.shape})"
         if resize and _other_sides(self, x.shape):
-            return resize(replace(self, shape=(*x.shape[:2], self.shape[2]), raw_shape=x.shape).read(raw), self.shape[:2])
+            whole = replace(self, shape=(*x.shape[:2], self.shape[2]), raw_shape=x.shape)
+            return resize(whole.read(raw), self.shape[:2])
         if x.ndim != len(self.raw_shape) + batch or x.shape[batch:] != self.raw_shape:
-            raise UserError(f"{label}: expected shape {('B',) * batch + self.raw_shape}; build the spec from this environment's space")
+            raise UserError(f"{label}: expected {('B',) * batch + self.raw_shape}, as its space says")
         x = x.reshape(x.shape[:batch] + self.shape)
         if self.kind == "vector":
             with np.errstate(over="ignore"):
@@ -151,8 +156,11 @@ def _kind(key: str, space: gs.Space) -> str:
     if _is_image(space):
         return "image"
     if _is_image(space, first=True):
-        other = f"or if it is a map: {_override(key, 'grid')}" if prod(space.shape) <= MAX_TOKENS else f"or drop the key, {_override(key, 'drop')}"
-        raise UserError(f"observation {key!r}: shape {space.shape} looks like a picture with colour first; move colour or stacked frames to the last axis in a wrapper, {other}")
+        other = f"or drop the key, {_override(key, 'drop')}"
+        if prod(space.shape) <= MAX_TOKENS:
+            other = f"or if it is a map: {_override(key, 'grid')}"
+        raise UserError(f"observation {key!r}: shape {space.shape} looks like a picture with colour "
+                        f"first; move colour or stacked frames to the last axis in a wrapper, {other}")
     bounds = _range(space)
     if bounds is None:
         return "vector"
@@ -207,9 +215,11 @@ def _modality(path: tuple, space: gs.Space, kind: str | None) -> Modality:
     if kind == "image":
         return _picture(key, path, space)
     if prod(raw) > MAX_TOKENS:
-        raise UserError(f"observation {key!r}: {prod(raw)} entries of shape {raw} would be as many tokens; make it smaller in a wrapper. "
-                        + (f"If it is a picture, say so: {_override(key, 'image')}" if space.dtype == np.uint8 and len(raw) in (2, 3) and not _colour_first(raw) else
-                           "A picture must be uint8 of shape (H, W, C): convert it there"))
+        advice = "A picture must be uint8 of shape (H, W, C): convert it there"
+        if space.dtype == np.uint8 and len(raw) in (2, 3) and not _colour_first(raw):
+            advice = f"If it is a picture, say so: {_override(key, 'image')}"
+        raise UserError(f"observation {key!r}: {prod(raw)} entries of shape {raw} would be as many "
+                        f"tokens; make it smaller in a wrapper. {advice}")
     if kind == "vector":
         return Modality(key, kind, (prod(raw),), raw_shape=raw, path=path, bound=_bound(space))
     return _categories(key, path, space, kind)
@@ -285,9 +295,10 @@ class ObsSpec:
         return cls(tuple(replace(_modality(path, leaf, overrides.get(key)), raw_dtype=str(leaf.dtype), in_dict=in_dict)
                          for key, (path, in_dict, leaf) in kept.items()))
 
-    def flatten(self, obs, batch: bool = False, resize: Callable | None = None) -> dict[str, np.ndarray]:
-        "One observation, or a batch with leading axis B in every leaf -> {key: array}; arguments as `Modality.read`."
-        return {m.key: m.read(_lookup(m, obs), batch, resize) for m in self.modalities}     # Eq. (0.6)
+    def flatten(self, obs, batch: bool = False,
+                resize: Callable | None = None) -> dict[str, np.ndarray]:
+        "One observation or a batch (leading axis B) -> {key: array}; arguments as `Modality.read`."
+        return {m.key: m.read(_lookup(m, obs), batch, resize) for m in self.modalities} # Eq. (0.6)
 
     def to_json(self) -> dict:
         "Plain lists, strings and numbers; `from_json` reads them back."
