@@ -32,7 +32,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from PIL import Image
 
-from .spaces import MAX_CATEGORIES, ActionSpec, Modality, ObsSpec, UserError, pictures
+from .spaces import MAX_CATEGORIES, ActionSpec, Modality, ObsSpec, UserError, picture_parts
 
 # %% ../nbs/01_envs.ipynb #c004w2
 SIZES = (int, 2, 4_096)
@@ -262,7 +262,7 @@ class ResizeImages(gymnasium.ObservationWrapper):
     ):
         super().__init__(env)
         check_options(image_size=size)
-        self.size, found = size, tuple(pictures(env.observation_space, obs_kinds).values())
+        self.size, found = size, tuple(picture_parts(env.observation_space, obs_kinds).values())
         self.spec_of_pictures = ObsSpec(found) if found else None
         for m in found:
             box = spaces.Box(0, 255, (size, size, *m.raw_shape[2:]), np.uint8)

@@ -21,7 +21,7 @@ from simulus_nb.envs import (ATARI, CATCH, FIXED, OPTIONS, RUN_GIVES, AtariProto
                              is_minigrid, make_env, needs_extra, raw_make, registered, resize)
 from simulus_nb.evaluate import Evaluation, game_name
 from simulus_nb.retnet import RetNetConfig
-from simulus_nb.spaces import ActionSpec, ObsSpec, UserError, pictures
+from simulus_nb.spaces import ActionSpec, ObsSpec, UserError, picture_parts
 from simulus_nb.tokenizer import TokenizerConfig
 from simulus_nb.trainer import env_maker, infer_specs
 from simulus_nb.vqvae import VQVAEConfig
@@ -229,7 +229,7 @@ def test_minigrid_is_known_by_its_class():
     assert plain["image"].nvec.max() == 11
     for env_id in ("minigrid:MiniGrid-Empty-5x5-v0", "MiniGrid-Empty-5x5", "S/Room-v0"):
         assert make_env(env_id).observation_space == plain
-    assert not is_minigrid(raw_make("S/Seen-v0")) and pictures(make_env("S/Seen-v0").observation_space)
+    assert not is_minigrid(raw_make("S/Seen-v0")) and picture_parts(make_env("S/Seen-v0").observation_space)
     assert preset_for("minigrid:MiniGrid-Empty-5x5-v0") == "minigrid" and needs_extra("minigrid:MiniGrid-Empty-5x5-v0") == "MiniGrid-"
 
 
