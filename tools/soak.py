@@ -55,7 +55,7 @@ VALID = {   # settings that only change what a tiny run does
     "--train-v.steps": "0 2", "--train-c.critic-first": "0 1", "--train-c.start": "0 1 9",
     "--evaluation.every": "0 1 2", "--evaluation.num-envs": "1 2 5", "--precision": "auto float32",
     "--evaluation.temperature": "0 0.5 3", "--world-model.retnet.dropout": "0 0.2",
-    "--tokenizer.vector-levels": "3 51", "--tokenizer.action-levels": "3 21",
+    "--tokenizer.vector-levels": "5 51", "--tokenizer.action-levels": "3 21",
     "--env-options": '{} {"max_episode_steps":3} {"action_repeat":2}'}
 ODD = ["0", "-1", "1.5", "nan", "inf", "-inf", "1e400", "", " ", "x", "ü", "None", "true", "[]", "{}",
        "99999999999999999999", "-0", "0x10", "1e5", "\x00", "\udcff", "a\nb", "--help", "999999999"]
@@ -530,6 +530,7 @@ def renderers(s: Situation) -> None:
         s.options += ["--env-options", '{"render_mode":"rgb_array"}']
     s.log.append([f"# {s.world['renderer']}"])
     trouble, refusable = Trouble(pictures=True), s.options and not s.world["takes_render_mode"]
+    refusable = refusable or s.world["renderer"] == "metadata None"             # by Gymnasium
     if s.run(s.train(), trouble, (0, 2) if refusable else (0,)).code == 0:
         seen = s.run(["evaluate", str(s.folder)], trouble)
         if "evaluation  return" not in seen.out:

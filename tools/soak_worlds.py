@@ -62,13 +62,21 @@ STRANGE = [                             # refused in one line, or read otherwise
 ]
 
 
-def observations(rng: random.Random, strange: float = 0.0, depth: int = 2) -> gs.Space:
-    "A leaf, or a Dict or Tuple of such spaces; a share `strange` of the leaves is odd."
+def observations(
+    rng: random.Random,
+    strange: float = 0.0,               # share of leaves that are odd
+    depth: int = 2,                     # Dicts and Tuples within each other
+    usual: list = LEAVES,
+) -> gs.Space:
+    "A leaf, or a Dict or Tuple of such spaces."
     if depth and rng.random() < 0.45:
-        children = [observations(rng, strange, depth - 1) for _ in range(rng.randint(1, 3))]
-        keys = rng.sample(KEYS, len(children))
-        return gs.Dict(dict(zip(keys, children))) if rng.random() < 0.7 else gs.Tuple(children)
-    return rng.choice(STRANGE if rng.random() < strange else LEAVES)(rng)
+        named = rng.random() < 0.7
+        if not named and not strange:                           # pictures there are not resized
+            usual = [leaf for leaf in usual if leaf is not picture]
+        children = [observations(rng, strange, depth - 1, usual) for _ in range(rng.randint(1, 3))]
+        return gs.Dict(dict(zip(rng.sample(KEYS, len(children)), children))) if named \
+            else gs.Tuple(children)
+    return rng.choice(STRANGE if rng.random() < strange else usual)(rng)
 
 
 def actions(rng: random.Random, strange: float = 0.0) -> gs.Space:
