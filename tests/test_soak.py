@@ -41,53 +41,53 @@ def test_every_kind_of_situation(tmp_path):
 # ---------------------------------------------------------------- can it fail?
 
 def log_twice():
-    log = trainer.Run.log
-    trainer.Run.log = lambda self, *args: [log(self, *args), log(self, *args)]
+    log = trainer.Trainer.log
+    trainer.Trainer.log = lambda self, *args: [log(self, *args), log(self, *args)]
 
 
 def forget_to_save():
-    trainer.Run.save = lambda self, folder: None
+    trainer.Trainer.save = lambda self, folder: None
 
 
 def resume_otherwise():
-    load = trainer.Run.load
-    trainer.Run.load = lambda self, folder: [load(self, folder), self.generator.manual_seed(7)]
+    load = trainer.Trainer.load
+    trainer.Trainer.load = lambda self, folder: [load(self, folder), self.generator.manual_seed(7)]
 
 
 def write_no_manifest():
-    trainer.Run.leave_manifest = lambda self: None
+    trainer.Trainer.leave_manifest = lambda self: None
 
 
 def leave_a_part():
-    write = trainer.Run.leave_manifest
-    trainer.Run.leave_manifest = lambda self: [write(self), (self.folder.path / ".partial-x").write_text("")]
+    write = trainer.Trainer.leave_manifest
+    trainer.Trainer.leave_manifest = lambda self: [write(self), (self.folder.path / ".partial-x").write_text("")]
 
 
 def write_nan():
-    write = trainer.Run.leave_manifest
-    trainer.Run.leave_manifest = lambda self: [write(self), (self.folder.path / "x.json").write_text('{"loss": NaN}')]
+    write = trainer.Trainer.leave_manifest
+    trainer.Trainer.leave_manifest = lambda self: [write(self), (self.folder.path / "x.json").write_text('{"loss": NaN}')]
 
 
 def touch_the_neighbour():
-    write = trainer.Run.leave_manifest
-    trainer.Run.leave_manifest = lambda self: [write(self), (self.folder.path.parent / "outside" / "precious.txt").write_text("mine")]
+    write = trainer.Trainer.leave_manifest
+    trainer.Trainer.leave_manifest = lambda self: [write(self), (self.folder.path.parent / "outside" / "precious.txt").write_text("mine")]
 
 
 def save_nan():
-    snapshot = trainer.Run.snapshot
+    snapshot = trainer.Trainer.snapshot
     def spoiled(self):
         tensors, meta = snapshot(self)
         agent = {k: t * float("nan") if t.is_floating_point() else t for k, t in tensors["agent"].items()}
         return tensors | {"agent": agent}, meta
-    trainer.Run.snapshot = spoiled
+    trainer.Trainer.snapshot = spoiled
 
 
 def spoil_a_save():
-    write = trainer.Run.leave_manifest
+    write = trainer.Trainer.leave_manifest
     def spoil(self):
         write(self)
         [os.truncate(p / "agent.safetensors", 100) for p in (self.folder.checkpoint).glob("save-*")]
-    trainer.Run.leave_manifest = spoil
+    trainer.Trainer.leave_manifest = spoil
 
 
 def say_two_lines():
