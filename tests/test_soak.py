@@ -112,7 +112,7 @@ SABOTAGE = {    # how the library is broken: (situation, what the soak must say)
     resume_otherwise: (KILL, "ended otherwise than undisturbed"), write_no_manifest: (ONCE, "missing ['manifest.json']"),
     leave_a_part: (ONCE, "stale ['.partial-x']"), write_nan: (ONCE, "NaN is no JSON"), touch_the_neighbour: (ONCE, "outside of the run folder were touched"),
     save_nan: (ONCE, "not finite"), spoil_a_save: (ONCE, "a file is damaged"), say_two_lines: (ONCE, "2 lines of complaint"),
-    raise_anything: (ONCE, "ZeroDivisionError"), name_no_world: (ONCE, "ended with 1"), hang: (ONCE, "hung for 2 s")}
+    raise_anything: (ONCE, "ZeroDivisionError"), name_no_world: (ONCE, "ended with 1"), hang: (ONCE, "hung for 1 s")}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def break_all(folder):
         def work(report):
             how()
             words = ["--only", str(number), "--workers", "1", "--json", f"{folder}/{how.__name__}.json"]
-            return soak.main([*words, "--limit", "2" if how is hang else "60"])
+            return soak.main([*words, "--limit", "1" if how is hang else "60"])
         pid, reader = forked.begin(work)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1, how.__name__
         os.close(reader)
