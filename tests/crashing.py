@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from simulus_nb import checkpoint, cli
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
-import forked
+from soaking import forked
 
 torch.set_num_threads(1)
 

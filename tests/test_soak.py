@@ -16,9 +16,10 @@ if os.name != "posix":
 
 TOOLS = Path(__file__).parents[1] / "tools"
 sys.path.append(str(TOOLS))
-import forked
 import soak
-from soak_worlds import FAULTS, RENDERERS, WANTED, actions, observations, world_class
+from soaking import forked
+from soaking.situations import strict
+from soaking.worlds import FAULTS, RENDERERS, WANTED, actions, observations, world_class
 
 from simulus_nb import cli, trainer
 
@@ -187,7 +188,7 @@ def test_faults_show_after_their_time():
 @pytest.mark.parametrize("text", ["NaN", '{"a": Infinity}', "[-Infinity]", "[1", ""])
 def test_json_by_the_letter(text):
     with pytest.raises(ValueError):
-        soak.strict(text)
+        strict(text)
 
 
 if __name__ == "__main__":
