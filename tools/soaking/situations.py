@@ -1,8 +1,6 @@
 "A random world, a folder, the commands tried there, and what must hold after each of them."
 import json
-import os
 import random
-import re
 import shlex
 import warnings
 from collections import Counter
