@@ -181,8 +181,8 @@ def pairs(s: Situation) -> None:
     first = s.start(s.train(), Trouble(signals={at: signal.SIGSTOP}))
     status = first.wait(s.limit, os.WUNTRACED)
     if status is not None and os.WIFSTOPPED(status):
-        for argv in s.rng.sample([s.train("--resume"), s.train(), ["evaluate", str(s.folder)],
-                                  ["dream", str(s.folder)]], 2):
+        others = [s.train(), ["evaluate", str(s.folder)], ["dream", str(s.folder)]]
+        for argv in (s.train("--resume"), s.rng.choice(others)):
             two = s.run(argv, allowed=(2,) if argv[0] == "train" else (0, 2))
             if two.code == 0 and argv[0] == "train":
                 s.violate(two, "two processes train in one folder")
