@@ -52,9 +52,9 @@ class Outcome:
     @property
     def kind(self) -> str:
         "A column of the table."
-        if self.code == 2:
-            return "refused"
-        return {0: "finished", 1: "world's error"}.get(self.code, "stopped")
+        if self.code == 0 and "stopped; " in self.out:
+            return "stopped"
+        return {0: "finished", 1: "world's error", 2: "refused"}.get(self.code, "stopped")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ ODD_WORDS = [       # (option, words), besides one odd word for every setting
     ("--nonsense", ["1", ""]), ("--preset", ["smal", ""]), ("--log", ["wandb", "x"]),
     ("--device", ["cuda", "mps", "gpu"]), ("--graphs", [""]), ("--precision", ["float8"])]
 LENGTHY = ("epochs", "steps", "episodes", "interim", "threads", "log", "compile", "every")
-STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = (0, 130, 128 + signal.SIGHUP, 128 + signal.SIGTERM)       # exit codes after one of them
 
 
