@@ -96,8 +96,8 @@ def kills(s: Situation) -> None:
     "Killed or stopped up to three times, then taken up again: nobody can tell."
     s.some_options()
     moments = s.reference().moments
-    for _ in range(s.rng.randint(1, 3)):
-        trouble = strikes(s, moments, 0.8)
+    for i in range(1, s.rng.randint(1, 3) + 1):                 # there is less and less to do
+        trouble = strikes(s, moments // i, 0.4 / i)
         number = [*trouble.signals.values(), *(x for _, x in trouble.after)][0]
         allowed = (0, -signal.SIGKILL) if number == signal.SIGKILL else STOPPED
         done = s.run(s.train("--resume"), trouble, allowed)
