@@ -4,7 +4,8 @@ strangers and worlds that misbehave. After each command it looks whether anythin
     python tools/soak.py [--seed 0] [--runs 200] [--workers 2] [--json FILE]
     python tools/soak.py --seed 0 --only 17         one situation again, with all that it printed
 
-Everything follows from the seed. The exit code is 1 if anything was violated.
+Everything follows from the seed; only a signal that comes after so many seconds of computing comes a
+little earlier or later each time. The exit code is 1 if anything was violated.
 """
 import argparse
 import io
