@@ -1,11 +1,11 @@
 """A soak: many tiny runs in random worlds, with random options, kills, full disks, folders of
-strangers and worlds that misbehave. After each command it looks whether anything was lost or hidden.
+strangers and worlds that misbehave. After each command it looks for what was lost or hidden.
 
     python tools/soak.py [--seed 0] [--runs 200] [--workers 2] [--json FILE]
     python tools/soak.py --seed 0 --only 17         one situation again, with all that it printed
 
-Everything follows from the seed; only a signal that comes after so many seconds of computing comes a
-little earlier or later each time. The exit code is 1 if anything was violated.
+Everything follows from the seed; only a signal that comes after so many seconds of computing
+comes a little earlier or later each time. The exit code is 1 if anything was violated.
 """
 import argparse
 import io
