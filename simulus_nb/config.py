@@ -163,7 +163,7 @@ class Config:
     precision: Precision = field(default="auto", metadata=dict(help="arithmetic of networks; auto: bfloat16 on CUDA, float32 elsewhere"))
     compile: bool = field(default=False, metadata=dict(help="compile the networks with torch.compile"))
     graphs: bool = field(default=False, metadata=dict(help="replay every update as one CUDA graph"))
-    threads: int = field(default=0, metadata=dict(help="CPU threads of PyTorch (0: its own choice)", low=0))
+    threads: int = field(default=0, metadata=dict(help="CPU threads of PyTorch (0: its own choice)", low=0, high=1024))
     log: Literal["none", "wandb", "trackio"] = field(default="none", metadata=dict(help="where to report besides TensorBoard, if that package is installed"))
     epochs: int = field(default=600, metadata=dict(help="epochs in all", low=1))
     learn_on: int = field(default=100, metadata=dict(

@@ -6,10 +6,10 @@
 __all__ = ['OWN', 'STAGES', 'STRETCH', 'GENERATOR_BYTES', 'CURVES', 'BAR', 'pick_device', 'to_device', 'adamw', 'update',
            'losses_of', 'optimizers_of', 'make_constants', 'as_graphs', 'Learner', 'default_folder', 'RunFolder',
            'git_commit', 'circumstances', 'env_maker', 'infer_specs', 'make_agent', 'make_replay', 'fill_replay',
-           'Stopped', 'Signals', 'pause', 'Listening', 'Cursor', 'game_seed', 'Games', 'RunState', 'average',
-           'Diverged', 'Watched', 'Stages', 'undisturbed', 'Compared', 'Epochs', 'Repeated', 'from_older_release',
-           'OtherSchedule', 'Streams', 'Snapshots', 'Checkpoints', 'plot_history', 'find_tracker', 'Logged', 'Run',
-           'Callback', 'Finished', 'Trainer']
+           'ask_first', 'Stopped', 'Signals', 'pause', 'Listening', 'Cursor', 'game_seed', 'Games', 'RunState',
+           'average', 'Diverged', 'Watched', 'Stages', 'undisturbed', 'Compared', 'Epochs', 'Repeated',
+           'from_older_release', 'OtherSchedule', 'Streams', 'Snapshots', 'Checkpoints', 'plot_history', 'find_tracker',
+           'Logged', 'Run', 'Callback', 'Finished', 'Trainer']
 
 # %% ../nbs/20_trainer.ipynb #c003
 import json
@@ -45,7 +45,8 @@ from tqdm.auto import tqdm
 from .accelerate import GraphedStep, Recorder, compiled, pick_precision, use_precision
 from .agent import Agent
 from .checkpoint import (Checkpoint, CheckpointWarning, DamagedError, check_tensors, flatten_optimizer,
-                                   has_saves, load_checkpoint, load_module, restore_optimizer, rng_state, save_checkpoint, set_rng_state, write_atomic)
+                                   has_saves, load_checkpoint, load_module, ran_out, restore_optimizer, rng_state, save_checkpoint, set_rng_state,
+                                   write_atomic, writing)
 from .config import Config, cost, differences, flat
 from .distributed import (any_of, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place, processes, rank,
                                     share_random)
@@ -217,7 +218,8 @@ class Learner:
 # %% ../nbs/20_trainer.ipynb #c016
 def default_folder(config: Config) -> Path:
     "Where a run lives that was given no folder."
-    return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', config.env)}-seed{config.seed}"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.env)[:150]       # no file system takes more than 255
+    return Path("runs") / f"{name}-seed{config.seed}"
 
 # %% ../nbs/20_trainer.ipynb #c017
 class RunFolder:
@@ -337,12 +339,24 @@ def fill_replay(replay: ReplayBuffer, agent: Agent, state: dict[str, Tensor]) ->
     try:
         replay.load_state_dict(state)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
-        raise e if isinstance(e, UserError) else DamagedError(f"the saved replay buffer makes no sense ({type(e).__name__}: {e})") from None
+        raise e if isinstance(e, UserError) or ran_out(e) else DamagedError(f"the saved replay buffer makes no sense ({type(e).__name__}: {e})") from None
     vocabs = [n for g in agent.tokenizer.layout.groups for n in g.vocab * g.count]
     for what, column, sizes in (("token", replay.tokens, vocabs), ("action", replay.action, agent.action_spec.nvec)):
         x = column[replay.filled()]
         if bool(((x < 0) | (x >= torch.tensor(sizes, device=x.device))).any()):
             raise DamagedError(f"the saved replay buffer holds an {what} that the agent does not know".replace("an token", "a token"))
+
+# %% ../nbs/20_trainer.ipynb #c022co2
+def ask_first(
+    env: str,                       # id that stands in a file
+    allow: bool | str = False,      # may its module be imported? Or the id that somebody has typed
+) -> None:
+    "Raise a `UserError` if making this environment would import a module that only a file names."
+    module = env.rpartition(":")[0]
+    if not module or env.startswith(OWN) or allow is True or allow == env or module in sys.modules:
+        return
+    raise UserError(f"to play {env}, its Python module {module!r} has to run, which only the run's settings "
+                    "name: if you trust it, say so with --allow-import (in Python allow_import=True)")
 
 # %% ../nbs/20_trainer.ipynb #c024
 class Stopped(KeyboardInterrupt):
@@ -350,14 +364,18 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    "While entered, a first SIGINT or SIGTERM is a wish that `pause` grants; a second one is a KeyboardInterrupt. Outside the main thread nothing changes."
+    """While entered, a first SIGINT, SIGTERM or SIGHUP is a wish that `pause` grants; a second one is a KeyboardInterrupt.
+
+    Outside the main thread nothing changes. Under nohup SIGHUP stays ignored."""
     active: "Signals | None" = None          # the outermost one
 
     def __enter__(self) -> "Signals":
         self.asked, self.old = False, {}
         if Signals.active is None and threading.current_thread() is threading.main_thread():
             Signals.active = self
-            self.old = {number: signal.signal(number, self.hear) for number in (signal.SIGINT, signal.SIGTERM)}
+            hup = getattr(signal, "SIGHUP", None)               # not on Windows
+            more = [] if hup is None or signal.getsignal(hup) is signal.SIG_IGN else [hup]
+            self.old = {number: signal.signal(number, self.hear) for number in (signal.SIGINT, signal.SIGTERM, *more)}
         return self
 
     def __exit__(self, *exception) -> None:
@@ -872,6 +890,8 @@ class Checkpoints(Snapshots):
         try:
             self.fit(found.tensors, found.meta)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as e:
+            if ran_out(e):                                      # which is no damage
+                raise
             reason = str(e) if isinstance(e, UserError) else f"it makes no sense ({type(e).__name__}: {e})"
             raise DamagedError(f"{found.path}: {' '.join(reason.split())}") from None
         episodes = found.tensors["episodes"]
@@ -974,10 +994,11 @@ class Logged(Checkpoints):
 
         A number that is not finite is left out: JSON has none."""
         record = {k: v for k, v in record.items() if math.isfinite(v)}
-        with open(self.folder.metrics, "a", encoding="utf8") as f:
-            f.write(json.dumps(record, allow_nan=False) + "\n")
-        for key, value in record.items():
-            writer.add_scalar(key, value, self.env_steps)
+        with writing(self.folder.metrics):
+            with open(self.folder.metrics, "a", encoding="utf8") as f:
+                f.write(json.dumps(record, allow_nan=False) + "\n")
+            for key, value in record.items():
+                writer.add_scalar(key, value, self.env_steps)
         if self.tracker is not None:
             self.tracker.log(record, step=self.env_steps)
 
@@ -996,6 +1017,7 @@ class Run(Logged):
         steps: int | None = None,            # resuming: environment steps, if other than before
         make_env: Callable | None = None,    # makes an environment that is no Gymnasium id
         callbacks: Sequence["Callback"] = (),   # called after every epoch and at the end
+        allow_import: bool = False,          # the folder's settings may name a module to import
     ):
         if config is None and out is None:
             raise UserError("resuming needs the run's folder: --out DIR")
@@ -1011,6 +1033,7 @@ class Run(Logged):
         if there and not resume:
             self.folder.create(config)       # says that the folder is taken, before anything is built
         stored = self.folder.read_config() if there or config is None else config
+        ask_first(stored.env, allow_import or (config is not None and config.env))
         super().__init__(stored.for_steps(steps) if steps and resume else stored, make_env)
         self.tracker = find_tracker(self.config.log)
         if not there:
@@ -1095,7 +1118,7 @@ class Trainer(Finished):
     "A run from beginning to end: collect, learn V, M and C, epoch after epoch, everything in one folder."
 
     def train(self) -> "Trainer":
-        "Run the remaining epochs, then `finish`. A finished run is left as it is; after a first SIGINT or SIGTERM the moment is saved and `Stopped` raised."
+        "Run the remaining epochs, then `finish`. A finished run is left as it is; after a first SIGINT, SIGTERM or SIGHUP the moment is saved and `Stopped` raised."
         if self.epoch >= self.config.epochs:
             self.result = from_first(lambda: self.folder.result(self.epoch))
         if self.result is not None:
@@ -1103,7 +1126,8 @@ class Trainer(Finished):
         begin = time.perf_counter() - self.seconds
         bar = tqdm(total=self.config.epochs, initial=self.epoch, disable=rank() > 0 or not self.progress, unit="epoch", dynamic_ncols=True)
         purge = self.env_steps + 1 if self.epoch else None                                                      # drop what was logged after the checkpoint
-        writer = SummaryWriter(str(self.folder.path), purge_step=purge) if rank() == 0 else nullcontext()
+        with writing(self.folder.path):
+            writer = SummaryWriter(str(self.folder.path), purge_step=purge) if rank() == 0 else nullcontext()
         if self.tracker is not None:
             self.tracker.init(project="simulus-nb", name=self.folder.path.name, config=flat(self.config))
         with Signals(), bar, writer:
