@@ -595,10 +595,13 @@ def memory_shares(config: Config, obs_spec: ObsSpec, action_spec: ActionSpec, pr
     value = lambda option: given[option.removeprefix("--").replace("-", "_")]
     return {f"{o} {value(o)}": found[o] for o in sorted(found, key=found.get, reverse=True)}
 
-def size_text(size: int) -> str:
+def size_text(size: float) -> str:
     "Bytes for people."
-    unit = next((u for u in ("KiB", "MiB", "GiB", "TiB") if size < 1000 * 1024**("KMGT".index(u[0]) + 1)), "PiB")
-    return f"{size / 1024**('KMGTP'.index(unit[0]) + 1):.1f} {unit}"
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:,.0f} PiB"
 
 # %% ../nbs/35_doctor.ipynb #c026co3
 DOING = {"env": "playing", "v": "V learnt", "tokens": "V made tokens", "m": "M learnt", "c": "C learnt", "evaluation": "the agent was evaluated"}
@@ -610,8 +613,8 @@ def too_large(
     "What to say when memory has run out: where, and the three settings that cost most, on one line."
     try:
         device = pick_device(config.device)
-        precision = pick_precision(config.precision, device)
-        shares = memory_shares(config, *infer_specs(config), precision if precision in TOLERANCE and precision != "tf32" else "float32")
+        precision = "bfloat16" if pick_precision(config.precision, device) == "bfloat16" else "float32"
+        shares = memory_shares(config, *infer_specs(config), precision)
         most = ", ".join(f"{name} needs {size_text(size)}" for name, size in list(shares.items())[:3])
         where = f"{device} ({gibibytes(device_memory(device))})"
     except Exception:               # no room for the count either
