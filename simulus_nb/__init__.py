@@ -1,8 +1,7 @@
-"""The one module that no notebook writes: what has to happen before anything large is imported."""
+"""The one module that no notebook writes: what has to happen before anything else is imported."""
 __version__ = "0.1.0"
 
 import os
-import signal
 import sys
 
 
@@ -14,6 +13,11 @@ def leave_working_folder() -> None:
     safe = getattr(sys.flags, "safe_path", False)               # python -P
     if ours and not safe and sys.path[:1] in ([""], [os.getcwd()]):
         del sys.path[0]
+
+
+leave_working_folder()
+
+import signal                                                   # not before: it could be a stranger's
 
 
 def interrupted(number, frame) -> None:
@@ -30,6 +34,3 @@ def main() -> int:
     from simulus_nb.cli import main as command
     signal.signal(signal.SIGINT, usual)
     return command()
-
-
-leave_working_folder()

@@ -7,8 +7,8 @@ __all__ = ['registry', 'PRESET_HELP', 'IMPORT_HELP', 'LENGTH', 'Device', 'Which'
            'json_object', 'given_path', 'starting_point', 'announce', 'how_to_resume', 'score_text', 'best_text',
            'summary', 'TrainCommand', 'typed', 'says_what', 'resumed', 'CannotDraw', 'Recorder', 'film_episode',
            'media_of', 'EvaluateCommand', 'load_replay', 'DreamCommand', 'BenchCommand', 'DoctorCommand',
-           'SuiteCommand', 'one_line', 'read_options', 'parse', 'streams', 'complain', 'lost_output', 'settings_of',
-           'of_program', 'ending', 'warned', 'perform', 'main']
+           'SuiteCommand', 'one_line', 'read_options', 'parse', 'lost_output', 'streams', 'complain', 'of_program',
+           'ending', 'warned', 'perform', 'main']
 
 # %% ../nbs/21_cli.ipynb #c002
 import argparse
@@ -469,7 +469,8 @@ def one_line(box: str) -> str:
     paragraphs = [g for g in groups if g]
     first, *others = paragraphs if plain.startswith("╭") else paragraphs[1:]     # without box characters the title is a paragraph too
     message = re.sub(r"Error parsing (__tyro-dummy-inner__\.)?(config\.|--)?", "--", " ".join(first)).rstrip(".")
-    message = re.sub("^--(?=[A-Z]+:)", "", message)               # RUN is no option
+    message = re.sub("^--(?=[A-Z]+:)", "", message)             # RUN is no option
+    message = re.sub("no type matching .* Got errors: .*- <class '.*?'>: ", "", message)    # of those that it may have, the last
     for group in others:
         if group[0].startswith("Perhaps you meant"):
             message += "; perhaps you meant " + " or ".join(dict.fromkeys(row.split()[0] for row in group if row.startswith("--")))
@@ -512,6 +513,17 @@ def parse(argv: Sequence[str]):
     return command.budget(argv)
 
 # %% ../nbs/21_cli.ipynb #c028co1
+def lost_output() -> OSError | None:
+    "Why nothing more can be written to standard output or error; from now on that goes nowhere. None if it can."
+    lost = None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()                                      # what could not be written is still waiting
+        except OSError as e:
+            lost = e
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return lost
+
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
     "Inside, standard output and error exist, and a letter that their alphabet lacks is a question mark."
@@ -531,6 +543,7 @@ def streams() -> Iterator[None]:
         try:
             yield
         finally:
+            lost_output()
             sys.stdout, sys.stderr = before
 
 def complain(text: str, error: BaseException | None = None) -> None:
@@ -543,26 +556,14 @@ def complain(text: str, error: BaseException | None = None) -> None:
 DISK = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise the limit of a file's size",
         errno.ENOENT: "create its folder first", errno.EISDIR: "give the name of a file"}
 
-def lost_output() -> OSError | None:
-    "Why nothing more can be written to standard output or error; from now on that goes nowhere. None if it can."
-    lost = None
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()                                      # what could not be written is still waiting
-        except OSError as e:
-            lost = e
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return lost
-
-def settings_of(command: Any) -> Config:
-    "Those of the run that a command is about."
-    return command.config if hasattr(command, "config") else RunFolder(command.folder).read_config()
-
 def of_program(error: BaseException, command: Any) -> str | None:
     "What to say of an error that is neither the user's nor the world's; None for what nobody foresaw."
     if ran_out(error):
-        error.__traceback__ = traceback.clear_frames(error.__traceback__)       # what it holds may be large
-        return too_large(settings_of(command), getattr(error, "stage", "evaluation"))
+        traceback.clear_frames(error.__traceback__)             # what it holds may be large
+        where = getattr(error, "stage", f"simulus-nb {type(command).__name__.removesuffix('Command').lower()}")
+        folder = getattr(command, "folder", None)
+        config = getattr(command, "config", None) or (folder and RunFolder(folder).read_config())
+        return too_large(config, where) if config else f"out of memory ({error})"
     if where := getattr(error, "of_ours", None):
         return f"cannot write {where}: {error.strerror}; {DISK.get(error.errno, 'choose another folder')}"
     return None
@@ -571,7 +572,7 @@ def of_program(error: BaseException, command: Any) -> str | None:
 def ending(error: BaseException, command: Any = None) -> int | None:
     "The exit code of a command that ended so, after its one line; None for what nobody foresaw."
     if isinstance(error, OSError) and (lost := lost_output()) is not None:
-        if lost.errno in (errno.EPIPE, errno.EIO):              # `... | head` has seen enough; the terminal is gone
+        if lost.errno in (errno.EPIPE, errno.EIO, errno.EINVAL):           # `... | head` has seen enough; the terminal is gone
             return 141                                          # as a shell says it
         complain(f"cannot write to standard output: {lost.strerror}; {DISK.get(lost.errno, 'give it another place')}")
         return 2

@@ -604,11 +604,11 @@ def size_text(size: float) -> str:
     return f"{size:,.0f} PiB"
 
 # %% ../nbs/35_doctor.ipynb #c026co3
-DOING = {"env": "playing", "v": "V learnt", "tokens": "V made tokens", "m": "M learnt", "c": "C learnt", "evaluation": "the agent was evaluated"}
+DOING = {"": "the run was being built", "env": "playing", "v": "V learnt", "tokens": "V made tokens", "m": "M learnt", "c": "C learnt", "evaluation": "the agent was evaluated"}
 
 def too_large(
     config: Config,
-    stage: str = "",                # of the epoch, where it happened; "" while the run was being built
+    stage: str = "",                # of the epoch, or the command, where it happened; "" while the run was being built
 ) -> str:
     "What to say when memory has run out: where, and the three settings that cost most, on one line."
     try:
@@ -619,5 +619,5 @@ def too_large(
         where = f"{device} ({gibibytes(device_memory(device))})"
     except Exception:               # no room for the count either
         most, where = "--collect.capacity, --train-m.batch and --train-v.batch", config.device
-    when = DOING.get(stage, "the run was being built")
+    when = DOING.get(stage, f"{stage} was at work")
     return f"out of memory on {where} while {when}: most of it goes to these settings, so make one smaller: {most}"
