@@ -127,7 +127,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 # %% ../nbs/17_checkpoint.ipynb #c014co5
 _NO_ROOM = re.compile("out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|_STATUS_ALLOC_FAILED|"
-                      "storage size calculation overflowed|integer multiplication overflow|overflow when unpacking long", re.I)
+                      "could not create a (primitive$|memory)|storage size calculation overflowed|integer multiplication overflow|overflow when unpacking long", re.I)
 
 def ran_out(error: BaseException) -> bool:
     "Whether this says that memory has run out, of the machine or of its GPU."

@@ -561,8 +561,9 @@ def of_program(error: BaseException, command: Any) -> str | None:
     if ran_out(error):
         traceback.clear_frames(error.__traceback__)             # what it holds may be large
         where = getattr(error, "stage", f"simulus-nb {type(command).__name__.removesuffix('Command').lower()}")
-        folder = getattr(command, "folder", None)
-        config = getattr(command, "config", None) or (folder and RunFolder(folder).read_config())
+        config = getattr(command, "config", None)
+        with contextlib.suppress(UserError, AttributeError):    # a command without a folder
+            config = config or RunFolder(command.folder).read_config()
         return too_large(config, where) if config else f"out of memory ({error})"
     if where := getattr(error, "of_ours", None):
         return f"cannot write {where}: {error.strerror}; {DISK.get(error.errno, 'choose another folder')}"

@@ -312,6 +312,12 @@ def host_memory() -> tuple[int | None, int | None]:     # free, total; None: the
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{x}").read_text()) for x in ("max", "current"))
         free, total = min(limit - used, free or limit), min(limit, total or limit)
+    with contextlib.suppress(OSError, ValueError, ImportError):
+        import resource                             # not on Windows
+        limit, page = resource.getrlimit(resource.RLIMIT_AS)[0], os.sysconf("SC_PAGE_SIZE")
+        if limit != resource.RLIM_INFINITY:         # ulimit -v
+            used = page * int(Path("/proc/self/statm").read_text().split()[0])
+            free, total = min(limit - used, free or limit), min(limit, total or limit)
     return free, total
 
 def device_memory(device: torch.device) -> tuple[int | None, int | None]:

@@ -355,8 +355,8 @@ def ask_first(
     module = env.rpartition(":")[0]
     if not module or env.startswith(OWN) or allow is True or allow == env or module in sys.modules:
         return
-    raise UserError(f"to play {env}, its Python module {module!r} has to run, which only the run's settings "
-                    "name: if you trust it, say so with --allow-import (in Python allow_import=True)")
+    raise UserError(f"to play {env}, its Python module {module!r} has to run, which only the run's settings name: "
+                    f"if you trust it, add --allow-import (train: or --env {env}; Python: allow_import=True)")
 
 # %% ../nbs/20_trainer.ipynb #c024
 class Stopped(KeyboardInterrupt):
