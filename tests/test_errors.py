@@ -13,14 +13,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulus_nb import cli, doctor
 from simulus_nb.checkpoint import has_saves, ran_out, write_atomic, writing
 from simulus_nb.cli import EvaluateCommand, given_path, main, parse, typed
 from simulus_nb.config import catch, flat
-from simulus_nb.doctor import memory_shares, needs, size_text, too_large
+from simulus_nb.doctor import Need, memory_shares, size_text, too_large
 from simulus_nb.replay import row_bytes
 from simulus_nb.spaces import UserError
 from simulus_nb.suite import ENTRY
@@ -197,6 +197,48 @@ def test_a_reader_that_leaves(stream, monkeypatch):
         assert main(["evaluate", "x"]) == 141
 
 
+@pytest.fixture
+def terminal(monkeypatch):
+    "Let standard output and error be a terminal so many columns wide, with an alphabet; gives the other end."
+    pty = pytest.importorskip("pty")
+    import fcntl, struct, termios
+    open_files = []
+    def start(columns, encoding):
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 0, columns, 0, 0))
+        os.set_blocking(master, False)
+        for name in ("stdout", "stderr"):
+            open_files.append(os.fdopen(os.dup(slave), "w", encoding=encoding))
+            monkeypatch.setattr(sys, name, open_files[-1])
+        os.close(slave)
+        return master
+    yield start
+    for file in open_files:
+        try: file.close()
+        except OSError: pass
+
+
+@pytest.mark.parametrize("columns,variable,encoding", [(0, None, "ascii"), (1, "0", "utf-8"), (0, "1", "cp1252"), (80, "-3", "ascii"), (3, "x", "utf-8")])
+def test_odd_terminals(columns, variable, encoding, terminal, monkeypatch, quick):
+    "The progress bar fits every width and alphabet, or stays away."
+    monkeypatch.setenv("TERM", "dumb"), monkeypatch.delenv("COLUMNS", raising=False)
+    if variable: monkeypatch.setenv("COLUMNS", variable)
+    master = terminal(columns, encoding)
+    assert main(["train", "--out", "r", *TINY]) == 0 and os.read(master, 9)
+    os.close(master)
+
+
+def test_a_terminal_that_goes_away(terminal, monkeypatch, quick):
+    "Its last signal saves the run; that nobody can be told does not matter."
+    master, learn = terminal(80, "utf-8"), Trainer.learn_c
+    def learn_c(self, updates):
+        os.close(master)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return learn(self, updates)
+    monkeypatch.setattr(Trainer, "learn_c", learn_c)
+    assert main(["train", "--out", "r", *TINY, "--save-every", "9"]) == 141 and has_saves("r/checkpoint")
+
+
 # memory
 
 def full_torch(n, *shape):
@@ -228,16 +270,16 @@ def test_other_errors_are_no_lack_of_memory(error):
 @pytest.fixture(scope="module")
 def sizes():
     config = catch()
-    return config, infer_specs(config), needs(config, *infer_specs(config))
+    counted = {name: Need(1.0, 1.0, size) for name, size in zip(("play", "encode", "V", "M", "C"), (10**5, 10**7, 10**8, 10**9, 10**7))}
+    return config, infer_specs(config), (counted, 0)
 
 
-@given(st.integers(100, 10**18), st.integers(1, 4))
-def test_what_costs_most_comes_first(sizes, capacity, envs):
+@pytest.mark.parametrize("capacity", [100, 12_000, 10**11, 10**18])
+def test_what_costs_most_comes_first(sizes, capacity, monkeypatch):
     config, (obs, act), counted = sizes
-    config = config.change({"collect.capacity": capacity, "collect.num_envs": envs})
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(doctor, "needs", lambda *a: counted)
-        shares = memory_shares(config, obs, act)
+    config = config.change({"collect.capacity": capacity})
+    monkeypatch.setattr(doctor, "needs", lambda *a: counted)
+    shares = memory_shares(config, obs, act)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert shares[f"--collect.capacity {capacity}"] == capacity * row_bytes(obs, act.count, 4)
     options = {name.split()[0].removeprefix("--").replace("-", "_") for name in shares}
@@ -308,6 +350,7 @@ def test_every_path_option_reads_paths_alike(words, name, monkeypatch, capsys):
     assert not list(Path(".").iterdir())
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=60))
 def test_any_text_is_a_path_or_refused(text):
     try:
