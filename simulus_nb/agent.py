@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .checkpoint import (Checkpoint, DamagedError, check_numbers, check_tensors, has_saves,
                                    load_checkpoint, load_module, read_json, save_checkpoint)
 from .controller import Controller, ControllerConfig, actor_state, sample_categorical
+from .envs import resize
 from .spaces import ActionSpec, ObsSpec, UserError
 from .tokenizer import MultiModalTokenizer, TokenizerConfig
 from .world_model import WorldModel, WorldModelConfig
@@ -154,8 +155,10 @@ class Agent(Components):
         return Policy(self, num_envs, **kwargs)
 
     def act(self, obs, *, temperature: float = 1.0):
-        "Action of the environment for one raw observation; remembers the episode until `reset()`."
-        flat = {k: x[None] for k, x in self.obs_spec.flatten(obs).items()}
+        """Action of the environment for one raw observation; remembers the episode until `reset()`.
+
+        Pictures of another size are resized as in training."""
+        flat = {k: x[None] for k, x in self.obs_spec.flatten(obs, resize=resize).items()}
         if self._policy is None:
             self._policy = self.policy()                     # its memory is empty: no need to reset it
         self._policy.temperature = temperature

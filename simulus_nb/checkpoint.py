@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'LARGEST_JSON', 'NO_LOCKS', 'OURS', 'MOMENTS', 'ROWS', 'plain_tensors', 'file_digest', 'manifest_digest',
-           'DamagedError', 'MissingError', 'read_bytes', 'read_json', 'read_manifest', 'check_file', 'own_name',
-           'alive', 'sweep', 'write_atomic', 'save_checkpoint', 'check_ordinary', 'CheckpointWarning', 'Checkpoint',
-           'load_checkpoint', 'is_whole', 'has_saves', 'take', 'started', 'at_work', 'lock_file', 'FolderLock',
-           'check_tensors', 'check_numbers', 'load_module', 'flatten_optimizer', 'restore_optimizer', 'rng_state',
-           'set_rng_state', 'pack_rows', 'unpack_rows']
+           'DamagedError', 'MissingError', 'read_bytes', 'read_json', 'read_manifest', 'check_file', 'writing',
+           'ran_out', 'own_name', 'alive', 'sweep', 'write_atomic', 'save_checkpoint', 'check_ordinary',
+           'CheckpointWarning', 'Checkpoint', 'load_checkpoint', 'is_whole', 'has_saves', 'take', 'started', 'at_work',
+           'lock_file', 'FolderLock', 'check_tensors', 'check_numbers', 'load_module', 'flatten_optimizer',
+           'restore_optimizer', 'rng_state', 'set_rng_state', 'pack_rows', 'unpack_rows']
 
 # %% ../nbs/17_checkpoint.ipynb #c002
 import errno
@@ -28,7 +28,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -141,6 +141,28 @@ def check_file(path: Path, entry: dict) -> None:
     except (OSError, KeyError, TypeError) as e:
         raise DamagedError(f"{path} is not readable ({type(e).__name__})") from None
 
+# %% ../nbs/17_checkpoint.ipynb #c014co2
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    "Around what writes for a run: an `OSError` in it gets an attribute `of_ours`, the file's name."
+    try:
+        yield
+    except OSError as e:
+        e.of_ours = str(e.filename or path)
+        raise
+
+# %% ../nbs/17_checkpoint.ipynb #c014co5
+_NO_ROOM = re.compile("out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|_STATUS_ALLOC_FAILED|"
+                      "could not create a (primitive$|memory)|storage size calculation overflowed|integer multiplication overflow|overflow when unpacking long", re.I)
+
+def ran_out(error: BaseException) -> bool:
+    "Whether this says that memory has run out, of the machine or of its GPU."
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, (RuntimeError, TypeError)) and _NO_ROOM.search(str(error)) is not None
+
 # %% ../nbs/17_checkpoint.ipynb #c014fo2
 _HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]     # this machine, in names of files
 _PARTIAL = re.compile(r"\.partial-([0-9a-f]{8})-([0-9]{1,9})-[0-9a-f]{8}")
@@ -187,13 +209,14 @@ def write_atomic(
     "Replace a file: at every moment it has its old content or the new one, also after a power cut."
     path = Path(path)
     partial = own_name(path.parent)
-    try:
-        partial.write_text(content, encoding="utf8")
-        _fsync(partial)
-        os.replace(partial, path)
-        _fsync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)                         # only there if something failed
+    with writing(path):
+        try:
+            partial.write_text(content, encoding="utf8")
+            _fsync(partial)
+            os.replace(partial, path)
+            _fsync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)                     # only there if something failed
 
 def _saves(folder: Path) -> list[Path]:
     "Folders `save-*` in `folder`, newest first."

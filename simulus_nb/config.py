@@ -19,6 +19,7 @@ from typing import Any, Literal
 from .accelerate import Precision
 from .agent import from_plain
 from .controller import ControllerConfig
+from .envs import atari_game
 from .imagination import ControllerLossConfig
 from .retnet import RetNetConfig
 from .spaces import UserError
@@ -171,7 +172,7 @@ class Config:
     precision: Precision = field(default="auto", metadata=dict(help="arithmetic of networks; auto: bfloat16 on CUDA, float32 elsewhere"))
     compile: bool = field(default=False, metadata=dict(help="compile the networks with torch.compile"))
     graphs: bool = field(default=False, metadata=dict(help="replay every update as one CUDA graph"))
-    threads: int = field(default=0, metadata=dict(help="CPU threads of PyTorch (0: its own choice)", low=0))
+    threads: int = field(default=0, metadata=dict(help="CPU threads of PyTorch (0: its own choice)", low=0, high=1024))
     log: Literal["none", "wandb", "trackio"] = field(default="none", metadata=dict(help="where to report besides TensorBoard, if that package is installed"))
     epochs: int = field(default=600, metadata=dict(help="epochs in all", low=1))
     learn_on: int = field(default=100, metadata=dict(
@@ -391,8 +392,9 @@ def preset(name: str) -> Config:
     return PRESETS[name]()
 
 def preset_for(env: str) -> str:
-    "The preset that suits an environment id, by how it begins; `small` for all others."
-    return next((name for start, name in FAMILIES.items() if env.startswith(start)), "small")
+    "The preset that suits an environment, Atari's for its games however spelt; `small` for others."
+    name = "ALE/" if atari_game(env) else env.rpartition(":")[2]
+    return next((suits for start, suits in FAMILIES.items() if name.startswith(start)), "small")
 
 # %% ../nbs/16_config.ipynb #c039
 def cost(

@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from .envs import check_options
 from .spaces import UserError
 
 # %% ../nbs/27_craftax.ipynb #c006
@@ -203,6 +204,7 @@ class Craftax(gymnasium.Env):
         scale: float = 1.0,                 # `vector` is multiplied by this
         render_mode: str | None = None,     # "rgb_array" or None
     ):
+        check_options(scale=scale)
         if not 0 < scale <= 100:
             raise UserError(f"scale = {scale} must be above 0 and at most 100")
         self.scale, self.render_mode, self.programs = (

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from .envs import board_image
+from .envs import board_image, check_options
 from .spaces import UserError
 
 # %% ../nbs/28_multimodal.ipynb #c005
@@ -48,6 +48,7 @@ class Parcels(gymnasium.Env):
         size: int = 32,             # side of the square RGB picture in pixels
         render_mode: str | None = None,     # "rgb_array" or None
     ):
+        check_options(rows=rows, cols=cols, size=size)
         if rows < 3 or cols < 3 or size < max(rows, cols, 8):
             raise UserError(
                 f"Parcels needs rows >= 3, cols >= 3 and size >= 8 and both; got rows={rows}, "

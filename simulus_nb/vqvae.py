@@ -43,6 +43,8 @@ class VQVAEConfig:
         for name, value in sizes.items():
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
+        if self.stages > 16:                                # before 2**stages is computed
+            raise UserError(f"stages must be at most 16, not {self.stages}")
         if self.vocab < 2:
             raise UserError(f"vocab must be at least 2, not {self.vocab}")
         if self.image_size % 2**self.stages:

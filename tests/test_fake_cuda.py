@@ -90,6 +90,18 @@ def test_an_update_costs_no_more_than_before(library):
     assert not found["changed"], "\n".join(found["changed"])
 
 
+@pytest.mark.parametrize("mib,when", [(1, "while the run was being built"), (18, "learnt")])
+def test_a_gpu_that_is_too_small(library, mib, when):
+    "One line, with the settings that cost most, and no traceback."
+    sizes = {"steps": 1, "start": 0}
+    words = [f"--train-{part}.{key}={n}" for part in "vmc" for key, n in sizes.items()]
+    words += ["--epochs=1", "--collect.steps=30", "--collect.capacity=400", "--threads=1"]
+    found = run(library, "memory.py", str(mib), *words)
+    said = found["said"]
+    assert found["code"] == 2 and said.startswith("simulus-nb: out of memory on cuda")
+    assert said.count("\n") == 1 and when in said and said.count(" needs ") == 3
+
+
 def lstm_offences(monkeypatch) -> list[str]:
     "What cuDNN would have refused, from now on."
     noted, forward = [], nn.LSTM.forward

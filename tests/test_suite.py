@@ -131,6 +131,95 @@ def test_without_ray(tmp_path, monkeypatch, capsys):
     assert main(["suite", "--games", "simulus/Catch-v0", "--out", str(tmp_path / "s"), "--", "--epoch", "3"]) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
+FRAMES = 'Traceback (most recent call last):\n  File "a.py", line 3, in f\n    g()\n    ~^^\n  File "b.py", line 1, in g\n    raise E(x)\n'
+
+
+@pytest.mark.parametrize("log,error", [
+    ("", ""), ("one\n\n", "one"), ("x\nsimulus-nb: no such world\n", "no such world"), (FRAMES + "E: one\n", "E: one"), (FRAMES + "E: one\ntwo\n  three\n", "E: one two three"),
+    (FRAMES + "E: one\n\nDuring handling of the above exception, another exception occurred:\n\n" + FRAMES + "F: two\nlines\n", "F: two lines"),
+    (FRAMES + "E: one\ntwo\nsimulus-nb: the world W-v0 failed in step(): E: one two\n", "the world W-v0 failed in step(): E: one two")])
+def test_last_line_is_the_whole_error(log, error, tmp_path):
+    (tmp_path / "log").write_text(log)
+    assert last_line(tmp_path / "log") == error
+    assert last_line(tmp_path) == last_line(tmp_path / "none") == ""        # a folder in its place
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "manifest.json", "evaluation.json"])
+@pytest.mark.parametrize("content", [b"{broken\n", b"[]\n", b"3\n", b"\xff\xfe\x00", b"{}\n", None], ids=str)
+def test_a_damaged_folder_stops_nobody(name, content, tmp_path):
+    "It is one run's affair: the suite begins, counts and writes its tables, and that run says what is wrong."
+    if (name, content) == ("config.json", b"{}\n"): return         # settings, and other ones: refused at once
+    good, bad = make_jobs(["simulus/Catch-v0"], (0, 1), tmp_path, (), read)
+    for job in (good, bad):
+        RunFolder(job.folder).create(job.config)
+    finish = {"evaluation.json": {"returns": [1.0], "lengths": [9]}, "manifest.json": {"epochs": good.config.epochs, "env_steps": 5, "wall_seconds": 1.0}}
+    for file, value in finish.items():
+        (good.folder / file).write_text(json.dumps(value)), (bad.folder / file).write_text(json.dumps(value))
+    path = bad.folder / name
+    path.unlink(missing_ok=True)
+    path.mkdir() if content is None else path.write_bytes(content)
+    jobs = make_jobs(["simulus/Catch-v0"], (0, 1), tmp_path, (), read)
+    assert jobs[0].finished() and all(0 <= job.done() <= 1 and job.work() >= 0 for job in jobs)
+    jobs[1].status, jobs[1].error = "failed", "a | b\nc"
+    rows = suite.write_tables(jobs, tmp_path, "simulus-nb suite")
+    assert rows[0]["score"] == 1.0 and rows[0]["env_steps"] == 5 and rows[1]["status"] == "failed"
+    assert markdown(rows).count("\n") == 4 and "a \\| b c" in markdown(rows)
+
+
+def test_a_damaged_folder_in_a_suite(tmp_path):
+    "Its run says the reason, which comes into the table; the other one is found finished."
+    jobs = make_jobs(["simulus/Catch-v0"], (0, 1), tmp_path, (), read)
+    RunFolder(jobs[0].folder).create(jobs[0].config)
+    jobs[0].folder.joinpath("config.json").write_text("{broken")
+    jobs[1].finished = lambda: True
+    class Pool:
+        slots = 1
+        def __init__(self, lock): self.lock = lock
+        def start(self, job): return attempt([sys.executable, "-c", suite.ENTRY, *job.words], str(job.log), str(self.lock), str(tmp_path))
+        def wait(self, handles): return handles[0], handles[0]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(suite, "row", lambda job: dict(status=job.status, error=job.error, attempts=job.attempts) | dict.fromkeys(
+            ("env", "seed", "score", "human_normalised", "env_steps", "wall_seconds", "command"), None))
+        rows = suite.run_suite(jobs, tmp_path, Pool, 0, "simulus-nb suite")
+    assert [r["status"] for r in rows] == ["failed", "finished"] and "config.json" in rows[0]["error"] and "damaged" in rows[0]["error"]
+
+
+class Ray:
+    "Stands for Ray."
+    cloudpickle = type("cloudpickle", (), {"register_pickle_by_value": staticmethod(lambda module: None)})
+
+    def __init__(self, error=None):
+        self.error, self.where = error, None
+
+    def init(self, **options):
+        self.where = os.getcwd()
+        if self.error: raise self.error
+
+    def nodes(self): return [{"Alive": True, "Resources": {"CPU": 2}}]
+
+    def remote(self, **options): return lambda work: type("Remote", (), {"remote": staticmethod(lambda *words: words)})
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no cluster\nat 10.0.0.1"), RuntimeError("x" * 999), OSError(28, "No space left on device"), ValueError("bad")])
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_ray_that_does_not_start(error, address, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path), monkeypatch.setitem(sys.modules, "ray", Ray(error))
+    monkeypatch.setenv("RAY_ADDRESS", address) if address else monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main(["suite", "--games", "simulus/Catch-v0", "--seeds", "0", "--out", "s"]) == 2
+    said = capsys.readouterr().err
+    assert f"Ray does not start ({type(error).__name__}" in said and said.count("\n") == 1 and len(said) < 500 and (address or "ray stop") in said
+    assert os.getcwd() == str(tmp_path)
+
+
+def test_nobody_looks_for_modules_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path), monkeypatch.setitem(sys.modules, "ray", ray := Ray())
+    pool = suite.RayPool(1, 0, tmp_path / "suite.lock")
+    assert ray.where != str(tmp_path) == os.getcwd()
+    program, log, _, cwd = pool.start(make_jobs(["my_worlds:Mine-v0"], (0,), Path("s"), (), read)[0])
+    assert "-m" not in program and os.path.isabs(log) and cwd == str(tmp_path)
+    assert program[-len(["--env", "my_worlds:Mine-v0", "--seed", "0"]):] == ["--env", "my_worlds:Mine-v0", "--seed", "0"]     # typed, and so searched there
+
+
 # on Ray
 
 def finished(out):
