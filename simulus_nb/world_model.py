@@ -196,8 +196,8 @@ def world_model_loss(
     done: Tensor,                     # (B, T) d_t follows a_t
     mask: Tensor,                     # (B, T) False where padded
     context: int = 1,                 # t_0: observations are targets from S_context on
-    everyone: Callable = lambda x: x, # rows (n, ...) of this process to those of all: several
-                                      # GPUs may share a batch
+    everyone: Callable = lambda x: x,   # rows (n, ...) of this process to those of all:
+                                        # several GPUs may share a batch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     "L_M, every term averaged over its own targets, Eq. (11.17), and its terms (detached)."
     prediction, _ = model(z[:, :-1], action[:, :-1], mask=mask[:, :-1], keep=False,
