@@ -21,11 +21,10 @@ def retention_recurrent(
 ) -> tuple[Tensor, Tensor]:         # (B, h, n, d_v), and the state after the last token
     "Retention token by token: Eq. (8.1). Slow and obvious, the reference for the other forms."
     dtype = torch.promote_types(k.dtype, torch.float32)         # states: float32 at least
-    S = (
-        k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=dtype)
-        if state is None
-        else state.to(dtype)
-    )
+    if state is None:
+        S = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=dtype)
+    else:
+        S = state.to(dtype)
     gamma, out = decay.to(S)[:, None, None], []
     for n in range(q.shape[2]):
         q_n, k_n, v_n = (x[:, :, n, None].to(dtype) for x in (q, k, v))     # (B, h, 1, d) rows
@@ -38,8 +37,7 @@ def decay_powers(
     decay: Tensor,      # (h,) decay factors
     age: Tensor,        # (...) integers, how many tokens ago; on the device of `decay`
 ) -> Tensor:            # (h, ...) float64
-    """Weight `decay ** age` of what is `age` tokens old, and 0 for what lies in the future (`age <
-    0`). A constant: no gradient."""
+    "Weight `decay ** age` of what is `age` tokens old, 0 for the future (age < 0). No gradient."
     gamma = decay.detach().double().view(-1, *[1] * age.ndim)
     # clamped: no negative power is ever taken
     return torch.where(age >= 0, gamma ** age.clamp(min=0), 0.0)
@@ -65,11 +63,10 @@ def retention_parallel(
 
 # %% ../nbs/08_retention.ipynb #c024
 class DecayTables(NamedTuple):
-    """All powers of `decay` that blocks need: constants, made once by `decay_tables`, shared by all
-    layers."""
+    "All powers of `decay` that blocks need: made once by `decay_tables`, shared by all layers."
     intra: Tensor       # (h, 1, n, n) decay^(p-m) inside a block; a smaller n is a slice of it
-    read: Tensor        # (h, 1, n, 1) decay^(p+1), from the state before the block to token p
-    write: Tensor       # (h, 1, L, 1) decay^(L-1-p), from token p to the end of its block
+    read: Tensor        # (h, 1, n, 1) decay^p, from the state before the block to token p = 1, ...
+    write: Tensor       # (h, 1, L, 1) decay^(L-p), from token p to the end of its block
     block: Tensor       # (h, T+1, T+1) decay^(L(t-j)), from boundary j to t; a smaller T is a slice
     block_low: Tensor   # the same in the type of the other tables
 
@@ -121,12 +118,12 @@ def block_states(
         S = (block[:, rows, 1:T + 1] @ U.flatten(3)).unflatten(3, U.shape[3:])      # Eq. (8.10)
     if state is None:
         return S
-    # Eq. (8.10), U_0
-    return torch.addcmul(S, tables.block[:, rows, 0, None, None], state[:, :, None])
+    return torch.addcmul(S, tables.block[:, rows, 0, None, None],
+                         state[:, :, None])                     # Eq. (8.10), U_0 = S_0
 
+# %% ../nbs/08_retention.ipynb #r031
 def states_before(U: Tensor, tables: DecayTables, state: Tensor | None) -> Tensor | None:
-    """S_0, ..., S_{T-1}, what each of T blocks may read; None where there is nothing. As
-    `block_states`."""
+    "S_0, ..., S_{T-1}: what each of T blocks may read; None: nothing. As `block_states`."
     if U.shape[2] == 1:
         return None if state is None else state[:, :, None]
     return block_states(U, tables, state, 0, U.shape[2] - 1)
@@ -151,8 +148,7 @@ def read_blocks(
     *,
     tables: DecayTables | None = None,      # from `decay_tables` with at least this n
 ) -> Tensor:                                # (B, h, T, n, d_v)
-    """What tokens read: each other, causally, inside their block, and the past through its state:
-    Eq. (8.7)."""
+    "What tokens read: each other, causally, in their block; and the past, as a state: Eq. (8.7)."
     n = q.shape[3]
     tables = tables or decay_tables(decay, 0, n, dtype=q.dtype, device=q.device)
     scores = q @ k.mT                                           # (B, h, T, n, n)
@@ -175,8 +171,7 @@ def retention_chunkwise(
     *,
     chunk_size: int,                # tokens per chunk; need not divide n
 ) -> tuple[Tensor, Tensor]:         # (B, h, n, d_v), and the state after the last token
-    """Retention in chunks, `(S_t, Y_t) = f(S_{t-1}, X_t)` for all of them together: Eqs. (8.6),
-    (8.7), (8.10)."""
+    "Retention in chunks, f(S_{t-1}, X_t) of Eq. (8.6) for all together: Eqs. (8.7), (8.10)."
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
     T, rest = divmod(q.shape[2], chunk_size)

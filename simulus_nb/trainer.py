@@ -123,7 +123,7 @@ def losses_of(
             raise UserError(f"{name}.batch = {training.batch} cannot be shared equally by {processes()} processes: use a multiple of {processes()}")
     V, M, C = agent.tokenizer, agent.world_model, agent.controller
     of_c = partial(controller_loss, C, everyone=everyone)
-    losses = {"m": parallel(M, make(partial(world_model_loss, M))),
+    losses = {"m": parallel(M, make(partial(world_model_loss, M, everyone=everyone))),
               "c": parallel(C, of_c), "critic": parallel(C, of_c, idle=True)}
     return losses | ({"v": parallel(V, make(V.loss))} if V.images() else {})    # else there is nothing to learn
 

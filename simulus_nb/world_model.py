@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .distributed import mean_of_all, processes
 from .pop import pop
 from .retnet import RetNet, RetNetConfig
 from .scalars import HLGauss
@@ -31,26 +30,23 @@ class BlockEmbedding(nn.Module):
         layout: TokenLayout,                                 # tokens of an observation
         action_spec: ActionSpec,                             # tokens of an action
         width: int,                                          # d
-        codebooks: Callable[[], dict[str, Tensor]] = dict,  # V's codebooks by modality (read, never
-                                                            # trained here)
+        codebooks: Callable[[], dict[str, Tensor]] = dict,   # V's, by modality: read, never trained
     ):
         super().__init__()
         self.spans, shared = tuple(layout.slices().values()), codebooks().keys()
-        self.obs = nn.ModuleList(
-            TokenEmbedding(
-                g, width, (lambda key=g.key: codebooks()[key]) if g.key in shared else None
-            )
-            for g in layout.groups
-        )
+        from_V = lambda key: (lambda: codebooks()[key]) if key in shared else None
+        self.obs = nn.ModuleList(TokenEmbedding(g, width, from_V(g.key)) for g in layout.groups)
         self.action = TokenEmbedding(action_group(action_spec), width)
 
-    def forward(self, z: Tensor, action: Tensor) -> Tensor:  # (B, T, S), (B, T, K_a) -> (B, T, L,
-                                                             # d)
+    def forward(
+        self,
+        z: Tensor,                                           # (B, T, S) observation tokens
+        action: Tensor,                                      # (B, T, K_a) action tokens
+    ) -> Tensor:                                             # (B, T, L, d)
         "X_t of every step."
         last = self.action(action)
-        # Eq. (11.5)
         parts = [embed(z[..., span], last.dtype) for embed, span in zip(self.obs, self.spans)]
-        return torch.cat([*parts, last], -2)                                            # Eq. (11.4)
+        return torch.cat([*parts, last], -2)                            # Eqs. (11.4), (11.5)
 
 # %% ../nbs/11_world_model.ipynb #c015
 def head(
@@ -70,15 +66,13 @@ def head(
 @dataclass
 class Prediction:
     "What M says of the step after each state: logits, not yet samples."
-    obs: dict[str, Tensor]            # per modality: (B, P, K_i, C_i, N), N the largest vocabulary
-                                      # of its symbols
+    obs: dict[str, Tensor]            # per modality (B, P, K_i, C_i, N), N its largest vocabulary
     reward: Tensor                    # (B, P, bins)
     done: Tensor                      # (B, P) logit of termination
 
 # %% ../nbs/11_world_model.ipynb #c017
 class Heads(nn.Module):
-    """Y^u to logits: every token classifies its own successor; reward and termination read the last
-    one."""
+    "Y^u to logits: token i answers for token i; the last one for reward and end too."
 
     def __init__(
         self,
@@ -101,15 +95,14 @@ class Heads(nn.Module):
         "Logits of P predictions, those of observations without the `silent` first."
         obs, asked = {}, yu[:, silent:]
         if done is not None:
-            # Eq. (11.10a)
-            asked = asked + done[:, silent:, None, None].to(self.end.dtype) * self.end
+            ends = done[:, silent:, None, None].to(self.end.dtype)
+            asked = asked + ends * self.end                                         # Eq. (11.10a)
         for g, net, y in zip(self.groups, self.obs, asked.split([g.count for g in self.groups], 2)):
             logits = net(y).unflatten(-1, (len(g.vocab), -1))                       # Eq. (11.10)
-            obs[g.key] = (
-                mask_invalid(logits, g.vocab)
-                if g.sizes is None
-                else mask_invalid(logits.squeeze(-2), g.sizes).unsqueeze(-2)
-            )
+            if g.sizes is None:
+                obs[g.key] = mask_invalid(logits, g.vocab)
+            else:
+                obs[g.key] = mask_invalid(logits.squeeze(-2), g.sizes).unsqueeze(-2)
         y = yu[:, :, -1]                                     # y_K, the summary
         return Prediction(obs, self.reward(y), self.done(y).squeeze(-1))    # Eqs. (11.11), (11.12)
 
@@ -128,27 +121,24 @@ class WorldModelConfig:
 
 # %% ../nbs/11_world_model.ipynb #c021
 class WorldModel(nn.Module):
-    """M: p(ẑ_{t+1}, r̂_t, d̂_t | τ_t), Eq. (11.1), for every t of a segment in one pass, or for one
-    step of a dream."""
+    "M: p(ẑ_{t+1}, r̂_t, d̂_t | τ_t), Eq. (11.1), for a segment in one pass, or a step of a dream."
 
     def __init__(
         self,
         layout: TokenLayout,                                 # tokens of an observation
         action_spec: ActionSpec,                             # tokens of an action
         config: WorldModelConfig = WorldModelConfig(),
-        codebooks: Callable[[], dict[str, Tensor]] = dict,  # V's codebooks by modality (read, never
-                                                            # trained here)
+        codebooks: Callable[[], dict[str, Tensor]] = dict,   # V's, by modality: read, never trained
     ):
         super().__init__()
         d = config.retnet.width
         self.layout, self.config, self.K, self.K_a = layout, config, layout.K, action_spec.count
         self.embed = BlockEmbedding(layout, action_spec, d, codebooks)
         self.retnet = RetNet(config.retnet, block=self.K + self.K_a)
-        self.xu = nn.Parameter(torch.randn(self.K, d) * 0.02)                   # X^u of Eq. (11.7)
+        self.xu = nn.Parameter(torch.randn(self.K, d) * 0.02)                   # X^u of Eq. (10.2)
         self.predict = Heads(layout, d, config.reward_bins)
-        self.reward = HLGauss(
-            -config.reward_limit, config.reward_limit, config.reward_bins, mean=config.reward_mean
-        )
+        limit = config.reward_limit
+        self.reward = HLGauss(-limit, limit, config.reward_bins, mean=config.reward_mean)
 
     def forward(
         self,
@@ -166,7 +156,7 @@ class WorldModel(nn.Module):
         yu, state = pop(self.retnet, x, self.xu, state, mask, first, keep)  # Eqs. (11.7), (11.8)
         silent = 0 if context is None else context - first
         known = None if done is None else done[:, first - 1:]
-        return self.predict(yu, known, silent), state                       # Eqs. (11.1), (11.2)
+        return self.predict(yu, known, silent), state                       # Eqs. (11.1), (10.3)
 
     def remember(self, z: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
         "State S_T after a context (B, T, ·), predicting nothing."
@@ -187,13 +177,10 @@ def modality_losses(
 ) -> dict[str, Tensor]:               # {key: (B, P)}
     "Cross-entropy of each modality alone, averaged over its own tokens: Eq. (11.13a)."
     out = {}
-    for key, target in layout.split(z).items():                                 # (B, P, K_i, C_i)
+    for key, target in layout.split(z).items():                     # (B, P, K_i, C_i), Eq. (11.12a)
         logits = _full(prediction.obs[key])
-        # Eq. (11.12a)
-        nll = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(
-            target.shape
-        )
-        out[key] = nll.sum(-1).mean(-1)                                         # Eq. (11.13a)
+        nll = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
+        out[key] = nll.view(target.shape).sum(-1).mean(-1)                      # Eq. (11.13a)
     return out
 
 def _full(logits: Tensor) -> Tensor:
@@ -208,30 +195,29 @@ def world_model_loss(
     reward: Tensor,                   # (B, T) r_t follows a_t
     done: Tensor,                     # (B, T) d_t follows a_t
     mask: Tensor,                     # (B, T) False where padded
-    context: int = 1,                 # c: observations are targets from S_context on
+    context: int = 1,                 # t_0: observations are targets from S_context on
+    everyone: Callable = lambda x: x,   # rows (n, ...) of this process to those of all:
+                                        # several GPUs may share a batch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     "L_M, every term averaged over its own targets, Eq. (11.17), and its terms (detached)."
     prediction, _ = model(z[:, :-1], action[:, :-1], mask=mask[:, :-1], keep=False,
                           context=context, done=done[:, :-1])
-    dtype = _full(prediction.done).dtype
-    weight = (mask[:, :-1] & mask[:, 1:]).to(dtype)                             # Eq. (11.17), w
-    later = weight[:, context - 1:]                                             # w where t >= c
-    each = modality_losses(model.layout, prediction, z[:, context:])            # Eq. (11.13a)
-    obs = _average(observation_loss(model.layout, each), later)                 # Eq. (11.13)
-    rew = _average(model.reward.loss(prediction.reward, reward[:, :-1]), weight)    # Eq. (11.14)
     chance = _full(prediction.done)
-    # Eq. (11.15)
-    end = _average(
-        F.binary_cross_entropy_with_logits(chance, done[:, :-1].to(dtype), reduction="none"), weight
-    )
+    weight = (mask[:, :-1] & mask[:, 1:]).to(chance.dtype)                      # Eq. (11.17), w
+    later = weight[:, context - 1:]                                             # w where t >= t_0
+    average = lambda x, w: (x * w).sum() / _targets(w, everyone)                # Eq. (11.17)
+    each = modality_losses(model.layout, prediction, z[:, context:])            # Eq. (11.13a)
+    obs = average(observation_loss(model.layout, each), later)                  # Eq. (11.13)
+    rew = average(model.reward.loss(prediction.reward, reward[:, :-1]), weight)     # Eq. (11.14)
+    ends = done[:, :-1].to(chance.dtype)
+    nll = F.binary_cross_entropy_with_logits(chance, ends, reduction="none")    # Eq. (11.15)
+    end = average(nll, weight)
     loss = obs + rew + end                                                      # Eq. (11.16)
-    parts = {f"obs/{key}": _average(x, later) for key, x in each.items()} if len(each) > 1 else {}
-    return loss, {
-        name: x.detach()
-        for name, x in (dict(loss=loss, obs=obs, reward=rew, done=end) | parts).items()
-    }
+    parts = {f"obs/{key}": average(x, later) for key, x in each.items()} if len(each) > 1 else {}
+    metrics = dict(loss=loss, obs=obs, reward=rew, done=end) | parts
+    return loss, {name: x.detach() for name, x in metrics.items()}
 
-def _average(x: Tensor, weight: Tensor) -> Tensor:
-    """Mean of x (B, P) over the transitions that count, of all processes where there are several:
-    Eq. (11.17)."""
-    return (x * weight).sum() / mean_of_all(weight.sum()).clamp(min=1 / processes())   # Eq. (11.17)
+def _targets(weight: Tensor, everyone: Callable) -> Tensor:
+    "How many transitions count, per process; one in all at least: what Eq. (11.17) divides by."
+    counts = everyone(weight.sum()[None])                               # (processes,)
+    return counts.mean().clamp(min=1 / len(counts))
