@@ -8,8 +8,8 @@ __all__ = ['registry', 'PRESET_HELP', 'IMPORT_HELP', 'LENGTH', 'LARGEST', 'Devic
            'best_text', 'summary', 'a_line_a_minute', 'meter', 'TrainCommand', 'typed', 'says_what', 'resumed',
            'CannotDraw', 'as_frame', 'Recorder', 'frames_a_second', 'drawing', 'film_episode', 'media_of',
            'EvaluateCommand', 'load_replay', 'DreamCommand', 'BenchCommand', 'DoctorCommand', 'SuiteCommand',
-           'one_line', 'read_options', 'parse', 'lost_output', 'streams', 'complain', 'of_program', 'ending', 'warned',
-           'perform', 'main']
+           'one_line', 'read_options', 'translated', 'parse', 'unread', 'lost_output', 'streams', 'complain',
+           'of_program', 'ending', 'warned', 'perform', 'main']
 
 # %% ../nbs/21_cli.ipynb #c002
 import argparse
@@ -19,6 +19,7 @@ import io
 import json
 import os
 import re
+import select
 import shlex
 import sys
 import traceback
@@ -566,11 +567,30 @@ def read_options(argv: Sequence[str], base: Config):
 
 COMMANDS = ("train", "evaluate", "dream", "bench", "doctor", "suite")
 
+# %% ../nbs/21_cli.ipynb #c027a1
+def translated(argv: Sequence[str]) -> list[str]:
+    "The words of a command with `--collect.epochs N`, which older releases had, as `--learn-on`."
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in ("--collect.epochs", "--epochs"):
+        peek.add_argument(option, type=int)
+    try:
+        known, rest = peek.parse_known_args(list(argv))
+    except argparse.ArgumentError:                              # no number: said to be no option
+        return list(argv)
+    collecting = getattr(known, "collect.epochs")
+    if collecting is None:
+        return list(argv)
+    epochs = starting_point(rest).epochs if known.epochs is None else known.epochs
+    new = ["--learn-on", str(max(0, epochs - collecting))]
+    warnings.warn(f"--collect.epochs is of an older release: {' '.join(new)} now", SettingsWarning)
+    return [*rest, *new, *(["--epochs", str(epochs)] if known.epochs is not None else [])]
+
 def parse(argv: Sequence[str]):
     "The command that `argv` asks for, with the settings of its run where it resumes one."
     if argv[:1] == ["suite"] and "--" in argv:
         cut = argv.index("--")
         return replace(parse(argv[:cut]), options=tuple(argv[cut + 1:]))
+    argv = translated(argv)
     command = read_options(argv, starting_point(argv))
     if not isinstance(command, TrainCommand):
         return command
@@ -581,15 +601,28 @@ def parse(argv: Sequence[str]):
     return command.budget(argv)
 
 # %% ../nbs/21_cli.ipynb #c028co1
+def unread(stream: io.IOBase) -> bool:
+    "Whether a stream is a pipe that nobody reads any more; what was written to it may be gone already."
+    if not hasattr(select, "poll"):                             # Windows
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
 def lost_output() -> OSError | None:
     "Why nothing more can be written to standard output or error; from now on that goes nowhere. None if it can."
     lost = None
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()                                      # what could not be written is still waiting
+            if not unread(stream):
+                continue
+            lost = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        except io.UnsupportedOperation:                         # no file: a notebook's, a test's
+            continue
         except OSError as e:
             lost = e
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return lost
 
 @contextlib.contextmanager

@@ -105,11 +105,11 @@ def seldom(
             last = time.monotonic()
     return tell
 
-def _as_many(found: list, work: Iterator) -> None:
-    "Add to `found` what `work` gives, all of it or what came before an error, unless nothing did."
+def _as_many(found: list, calls: Sequence[Callable]) -> None:
+    "Add to `found` what the calls return, up to the first that fails, unless that is the first of all."
     try:
-        for one in work:
-            found.append(one)
+        for call in calls:
+            found.append(call())
     except Exception as e:
         if not found:
             raise
@@ -159,8 +159,8 @@ def evaluate(
     policy_seed, *seeds = (np.random.SeedSequence(seed).generate_state(episodes + 1) >> 1).tolist()    # 31 bits: some simulators take no more
     envs, first = [], []
     try:
-        _as_many(envs, (Lane(fn(), agent.obs_spec) for fn in env_fns[:episodes]))
-        _as_many(first, (env.reset(seed=s)[0] for env, s in zip(envs, seeds)))
+        _as_many(envs, [lambda fn=fn: Lane(fn(), agent.obs_spec) for fn in env_fns[:episodes]])
+        _as_many(first, [lambda env=env, s=s: env.reset(seed=s)[0] for env, s in zip(envs, seeds)])
         close_all(envs[len(first):])
         del envs[len(first):]
         generator = torch.Generator(device=getattr(agent, "device", "cpu")).manual_seed(policy_seed)

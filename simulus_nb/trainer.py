@@ -247,8 +247,6 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             check_ordinary(self.path, WRITTEN)
-            if self.media.is_file():
-                raise UserError(f"cannot write to {self.media}: it is a file; remove it")
             sweep(self.path)
             return FolderLock(self.path)
         except OSError as e:

@@ -93,14 +93,14 @@ STEPS = {   # what step returns, a part of the line
     "info None": (put(4, None), "info = None"), "info list": (put(4, []), r"info = \[\]"),
     "four": (lambda o, r, d, t, i: (o, r, d, i), "4 values"), "six": (lambda *o: (*o, 1), "6 values"), "nothing": (lambda *o: None, "returned None"),
     "array": (lambda *o: np.zeros(5), r"returned array\("), "observation only": (lambda *o: o[0], r"returned array\("),
-    "obs None": (put(0, None), "gave None in step.*real numbers"), "obs wide": (put(0, np.zeros(4)), r"gave array.* in step.*shape \(4,\), expected \(3,\)"),
+    "obs None": (put(0, None), "gave None in step.*real numbers"), "obs wide": (put(0, np.zeros(4)), r"gave array.* in step.*shape \(4,\)\): expected \(3,\)"),
     "obs nan": (put(0, np.full(3, np.nan)), "in step.*NaN"), "obs text": (put(0, "up"), "gave 'up' in step"), "obs dict": (put(0, {"a": 1}), "gave {'a': 1} in step"),
     "exit": (lambda *o: exit(3), r"ended the program with SystemExit\(3\)"),
 }
 RESETS = {
     "no info": (lambda o, i: o, r"returned array\("), "info None": (lambda o, i: (o, None), r"returned \(array.*None\)"), "none": (lambda o, i: None, "returned None"),
     "three": (lambda o, i: (o, i, 1), r"returned \("), "obs None": (lambda o, i: (None, i), r"gave None in reset\(\)"),
-    "obs wide": (lambda o, i: (np.zeros(4), i), r"in reset\(\).*shape \(4,\), expected \(3,\)"), "exit": (lambda o, i: exit(), "ended the program"),
+    "obs wide": (lambda o, i: (np.zeros(4), i), r"in reset\(\).*shape \(4,\)\): expected \(3,\)"), "exit": (lambda o, i: exit(), "ended the program"),
 }
 
 
