@@ -140,8 +140,8 @@ class MultiModalTokenizer(nn.Module):
     def __init__(self, obs_spec: ObsSpec, config: TokenizerConfig = TokenizerConfig()):
         super().__init__()
         self.obs_spec, self.config = obs_spec, config
-        # Eq. (7.1)
-        self.coders = nn.ModuleList(CODERS[m.kind](m, config) for m in obs_spec.modalities)
+        coders = (CODERS[m.kind](m, config) for m in obs_spec.modalities)               # Eq. (7.1)
+        self.coders = nn.ModuleList(coders)
         self.layout = TokenLayout(tuple(c.group for c in self.coders))                  # Eq. (7.7)
 
     def encode(self, obs: dict[str, Tensor]) -> Tensor:     # {key: (..., *shape)} -> (..., S) int64
@@ -155,9 +155,8 @@ class MultiModalTokenizer(nn.Module):
     def decode(self, z: Tensor) -> dict[str, Tensor]:        # (..., S) -> {key: (..., *shape)}
         "Observations that tokens stand for: Eq. (7.2)."
         lead, out = z.shape[:-1], {}
-        for m, coder, span in zip(
-            self.obs_spec.modalities, self.coders, self.layout.slices().values()
-        ):
+        spans = self.layout.slices().values()
+        for m, coder, span in zip(self.obs_spec.modalities, self.coders, spans):
             x = coder.decode(z[..., span].reshape(prod(lead), coder.group.symbols))     # Eq. (7.2)
             out[m.key] = x.reshape(*lead, *m.shape)
         return out
@@ -167,21 +166,23 @@ class MultiModalTokenizer(nn.Module):
         return {c.group.key: c.vqvae for c in self.coders if isinstance(c, ImageCoder)}
 
     def codebooks(self) -> dict[str, Tensor]:
-        """Tables E^(i) that V learnt, (N, code_dim) each, without gradient: M and C read them and
-        never move them."""
+        "Tables E^(i) that V learnt, (N, code_dim) each, without gradient: M and C only read them."
         return {key: vqvae.codebook.detach() for key, vqvae in self.images().items()}
 
     def loss(
-        self, obs: dict[str, Tensor], perceptual: nn.Module | None = None
+        self,
+        obs: dict[str, Tensor],
+        perceptual: nn.Module | None = None,
+        everyone: Callable[[Tensor], Tensor] = lambda rows: rows,   # see `vqvae.loss_terms`
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "L_V, Eq. (7.8), and its terms (with the image's key in front where there are several)."
-        losses = {key: vqvae.loss(obs[key], perceptual) for key, vqvae in self.images().items()}
-        metrics = {
-            f"{key}/{name}" if len(losses) > 1 else name: v
-            for key, (_, terms) in losses.items()
-            for name, v in terms.items()
-        }
-        return sum(total for total, _ in losses.values()), metrics                      # Eq. (7.8)
+        total, metrics, images = 0, {}, self.images()
+        for key, vqvae in images.items():
+            loss, terms = vqvae.loss(obs[key], perceptual, everyone)
+            total = total + loss                                                        # Eq. (7.8)
+            front = f"{key}/" if len(images) > 1 else ""
+            metrics |= {front + name: value for name, value in terms.items()}
+        return total, metrics
 
 # %% ../nbs/07_tokenizer.ipynb #c032
 def action_group(

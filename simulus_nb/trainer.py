@@ -47,7 +47,7 @@ from .agent import Agent
 from .checkpoint import (Checkpoint, CheckpointWarning, DamagedError, check_tensors, flatten_optimizer,
                                    has_saves, load_checkpoint, load_module, restore_optimizer, rng_state, save_checkpoint, set_rng_state, write_atomic)
 from .config import Config, cost, differences, flat
-from .distributed import (any_of, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place, processes, rank,
+from .distributed import (any_of, everyone, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place, processes, rank,
                                     share_random)
 from .dream import dream_media
 from .envs import Collector, EpisodeScore, ResizeImages, Rows, Stream, make_env
@@ -116,7 +116,7 @@ def losses_of(
     losses = {"m": parallel(M, make(partial(world_model_loss, M))),
               "c": parallel(C, partial(controller_loss, C)),
               "critic": parallel(C, partial(controller_loss, C), idle=True)}
-    return losses | ({"v": parallel(V, make(V.loss))} if V.images() else {})    # else there is nothing to learn
+    return losses | ({"v": parallel(V, make(partial(V.loss, everyone=everyone)))} if V.images() else {})    # else there is nothing to learn
 
 # %% ../nbs/20_trainer.ipynb #c013a
 def optimizers_of(agent: Agent, config: Config) -> dict[str, torch.optim.AdamW]:
