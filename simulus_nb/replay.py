@@ -262,6 +262,7 @@ class ReplayBuffer(SavedTable):
     """The last `capacity` rows, dealt out as frames, segments and contexts.
 
     Generators must live on `device`."""
+    _windows = windows              # windows that begin anywhere: the dreams of chapter 19 ask for it
 
     def gather_obs(self, index: Tensor) -> dict[str, Tensor]:
         "Observations of the rows `index` (any shape)."
