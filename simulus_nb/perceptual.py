@@ -81,7 +81,8 @@ class PerceptualLoss(nn.Module):
         if weights == "random":
             trunk = random_trunk(shapes)
         else:
-            trunk = read_trunk(fetch_vgg() if weights == "vgg" else Path(weights).expanduser(), shapes)
+            path = fetch_vgg() if weights == "vgg" else Path(weights).expanduser()
+            trunk = read_trunk(path, shapes)
         for piece in self.slices:
             piece.load_state_dict({name: trunk[name] for name in piece.state_dict()}, assign=True)
         for head, w in zip(self.heads, lpips_heads()):

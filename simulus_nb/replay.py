@@ -167,8 +167,10 @@ def check_saved(table: EpisodeTable, state: dict[str, Tensor]) -> None:
             raise DamagedError(f"the saved replay buffer has {name} in another shape or type")
         if name not in state and not {f"{name}.bytes", f"{name}.ends"} <= state.keys():
             raise DamagedError(f"the saved replay buffer has no {name}")
-    if not sound_positions(state, written, table.ring) or not torch.isfinite(state["reward"]).all() \
-       or not all(-1 <= s < max(n, 1) for s, n in zip(open_start, written, strict=True)):
+    sound = sound_positions(state, written, table.ring)
+    finite = torch.isfinite(state["reward"]).all()
+    began = all(-1 <= s < max(n, 1) for s, n in zip(open_start, written, strict=True))
+    if not (sound and finite and began):
         raise DamagedError(
             "the saved replay buffer holds positions, episodes or rewards that cannot be"
         )
@@ -262,7 +264,7 @@ class ReplayBuffer(SavedTable):
     """The last `capacity` rows, dealt out as frames, segments and contexts.
 
     Generators must live on `device`."""
-    _windows = windows              # windows that begin anywhere: the dreams of chapter 19 ask for it
+    _windows = windows              # that begin anywhere: the chapter on dreams asks for them
 
     def gather_obs(self, index: Tensor) -> dict[str, Tensor]:
         "Observations of the rows `index` (any shape)."

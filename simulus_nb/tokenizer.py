@@ -196,8 +196,7 @@ def action_group(
 def table_offsets(
     group: TokenGroup,                # one modality's tokens
 ) -> Tensor:                        # (K_i, C_i) int64, first row of each symbol's part of the table
-    """Where the rows of each position (categories of its own) or channel (of a cell) begin: Eqs.
-    (7.12), (7.13)."""
+    "Where the rows of each position, or of each channel of a cell, begin: Eqs. (7.12), (7.13)."
     sizes = torch.tensor(group.sizes or group.vocab)
     begin = sizes.cumsum(0) - sizes                                         # Eqs. (7.12), (7.13)
     return begin[:, None] if group.sizes else begin.repeat(group.count, 1)
@@ -211,38 +210,33 @@ def ordered_rows(
     low, high = math.log(math.pi / 2), math.log(max(math.pi / 2, math.pi * (n - 1) / 4))
     omega = torch.empty(width).uniform_(low, high).exp()
     phase = torch.empty(width).uniform_(0, 2 * math.pi)
-    # Eq. (7.12a)
-    return (2 / width) ** 0.5 * torch.cos(torch.linspace(-1, 1, n)[:, None] * omega + phase)
+    u = torch.linspace(-1, 1, n)[:, None]
+    return (2 / width) ** 0.5 * torch.cos(u * omega + phase)                # Eq. (7.12a)
 
 # %% ../nbs/07_tokenizer.ipynb #c040
 class TokenEmbedding(nn.Module):
-    """Integers to vectors: V's codebook where there is one (read, never trained here), a table of
-    its own elsewhere."""
+    "Integers to vectors: V's codebook where there is one, never trained here, else its own table."
 
     def __init__(
         self,
         group: TokenGroup,                                   # one modality's tokens
         width: int,                                          # d
-        codebook: Callable[[], Tensor] | None = None,       # returns V's codebook (N, width_E), if
-                                                            # V learnt one
+        codebook: Callable[[], Tensor] | None = None,       # gives V's (N, width_E), if V has one
     ):
         super().__init__()
         self.group, self.codebook = group, codebook
         if codebook is not None:
-            code_dim = codebook().shape[-1]
-            self.project = (
-                nn.Identity() if code_dim == width else nn.Linear(code_dim, width, bias=False)
-            )
+            D = codebook().shape[-1]
+            self.project = nn.Identity() if D == width else nn.Linear(D, width, bias=False)
         else:
             sizes = group.sizes or group.vocab
             self.table = nn.Embedding(sum(sizes), width)
             nn.init.normal_(self.table.weight, std=width**-0.5)             # rows of length about 1
             if group.kind == "grid":
-                # an empty cell is the zero vector, Eq. (7.13a)
-                self.table.weight.data[table_offsets(group)[0]] = 0.0
+                self.table.weight.data[table_offsets(group)[0]] = 0.0       # Eq. (7.13a)
             if group.kind == "vector":
-                # Eq. (7.12a)
-                self.table.weight.data.copy_(torch.cat([ordered_rows(n, width) for n in sizes]))
+                ordered = torch.cat([ordered_rows(n, width) for n in sizes])
+                self.table.weight.data.copy_(ordered)                       # Eq. (7.12a)
             self.register_buffer("offsets", table_offsets(group), persistent=False)
 
     def forward(
@@ -254,15 +248,12 @@ class TokenEmbedding(nn.Module):
         if self.codebook is not None:
             book = self.codebook().detach().to(dtype)
             return self.project(F.embedding(z, book))                       # Eqs. (7.10), (7.14)
-        # (..., K_i, C_i) rows of the table
-        row = z.unflatten(-1, self.offsets.shape) + self.offsets
+        row = z.unflatten(-1, self.offsets.shape) + self.offsets            # (..., K_i, C_i)
         if row.shape[-1] == 1:
             return self.table(row.squeeze(-1))                              # Eqs. (7.11), (7.12)
-        marked = self.table.weight.new_zeros(*row.shape[:-1], self.table.num_embeddings).scatter_(
-            -1, row, 1.0
-        )
-        # Eq. (7.13) as one product: no (..., C_i, d) in between
-        return marked @ self.table.weight / row.shape[-1]
+        table = self.table.weight
+        marked = table.new_zeros(*row.shape[:-1], len(table)).scatter_(-1, row, 1.0)
+        return marked @ table / row.shape[-1]       # Eq. (7.13), with no (..., C_i, d) in between
 
 # %% ../nbs/07_tokenizer.ipynb #c046
 @lru_cache(maxsize=64)
@@ -275,8 +266,7 @@ def mask_invalid(
     logits: Tensor,                   # (..., K_i, N)
     sizes: tuple[int, ...] | None,    # categories that exist at each position; None: all N
 ) -> Tensor:                          # (..., K_i, N)
-    """Logits of categories that a position does not have become the smallest number of their type:
-    Eq. (7.15)."""
+    "Logits of categories that a position does not have become the smallest number: Eq. (7.15)."
     if sizes is None or min(sizes) == logits.shape[-1]:
         return logits
     exists = _exists(tuple(sizes), logits.shape[-1], logits.device)
