@@ -285,10 +285,10 @@ def vq_loss(
     everyone: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:      # Eq. (6.10), scalars to log
     "The sum of the terms; in training, averages move the codebook."
-    weights = dict(pixel=1.0, commitment=V.config.commitment, perceptual=1.0)
+    beta = V.config.commitment
+    loss = terms["pixel"] + beta * terms["commitment"] + terms["perceptual"]        # Eq. (6.10)
     if V.config.codebook == "gradient":
-        weights["codebook"] = 1.0
-    loss = sum(weight * terms[name] for name, weight in weights.items())            # Eq. (6.10)
+        loss = loss + terms["codebook"]                                             # Eq. (6.10)
     if V.training:
         z, distance = everyone(z), everyone(distance)
     use, perplexity = code_use(z, V.config.vocab)
