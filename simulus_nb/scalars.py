@@ -35,12 +35,11 @@ class _Histogram(nn.Module):
 
     No parameters, no state; a subclass says how to `_spread` a number."""
     def __init__(self,
-        low: float,         # first bin centre, in symlog space; smaller targets are clipped to it
-        high: float,            # last bin centre, in symlog space; larger targets are clipped to it
+        low: float,             # first bin centre, in symlog space; smaller targets are clipped
+        high: float,            # last bin centre, in symlog space; larger targets are clipped
         bins: int = 129,        # number of bins; odd puts a centre in the middle
         sigma: float = 0.75,    # width of HL-Gauss's bell in bins (two-hot has no use for it)
-        mean: Literal["symlog", "raw"] = "symlog",      # where HL-Gauss averages its bins to read a
-                                                        # number: Eq. (3.5) or (3.13)
+        mean: Literal["symlog", "raw"] = "symlog",  # how HL-Gauss reads: Eq. (3.5) or (3.13)
     ):
         super().__init__()
         if not (low < high and bins >= 2 and sigma > 0 and mean in ("symlog", "raw")):
@@ -56,8 +55,7 @@ class _Histogram(nn.Module):
         return torch.linspace(self.low, self.high, self.bins, dtype=like.dtype, device=like.device)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Target probabilities (..., bins) of numbers `x` (...); what lies outside the bins is
-        clipped."""
+        "Target probabilities (..., bins) of numbers `x` (...), clipped to the bins."
         return self._spread(symlog(_at_least_float32(x)).clamp(self.low, self.high)[..., None])
 
     def decode(self, logits: Tensor) -> Tensor:
@@ -66,15 +64,14 @@ class _Histogram(nn.Module):
         return symexp((logits.softmax(-1) * self.centers(logits)).sum(-1))      # Eq. (3.5)
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
-        """Cross-entropy (...) between logits (..., bins) and the encoded targets `x` (...), which
-        get no gradient: Eq. (3.6)."""
+        "Cross-entropy (...) of logits (..., bins) and targets `x` (...), no gradient: Eq. (3.6)."
         if logits.shape != (*x.shape, self.bins):
             raise ValueError(
                 f"logits must be {(*x.shape, self.bins)} for targets of shape {tuple(x.shape)}, "
                 f"got {tuple(logits.shape)}"
             )
-        # Eq. (3.6), gradient Eq. (3.7)
-        return -(self.encode(x.detach()) * _at_least_float32(logits).log_softmax(-1)).sum(-1)
+        log_p = _at_least_float32(logits).log_softmax(-1)
+        return -(self.encode(x.detach()) * log_p).sum(-1)               # Eq. (3.6), gradient (3.7)
 
     def extra_repr(self) -> str:
         return f"low={self.low}, high={self.high}, bins={self.bins}, sigma={self.sigma}"

@@ -140,8 +140,8 @@ class MultiModalTokenizer(nn.Module):
     def __init__(self, obs_spec: ObsSpec, config: TokenizerConfig = TokenizerConfig()):
         super().__init__()
         self.obs_spec, self.config = obs_spec, config
-        # Eq. (7.1)
-        self.coders = nn.ModuleList(CODERS[m.kind](m, config) for m in obs_spec.modalities)
+        coders = (CODERS[m.kind](m, config) for m in obs_spec.modalities)               # Eq. (7.1)
+        self.coders = nn.ModuleList(coders)
         self.layout = TokenLayout(tuple(c.group for c in self.coders))                  # Eq. (7.7)
 
     def encode(self, obs: dict[str, Tensor]) -> Tensor:     # {key: (..., *shape)} -> (..., S) int64
@@ -155,9 +155,8 @@ class MultiModalTokenizer(nn.Module):
     def decode(self, z: Tensor) -> dict[str, Tensor]:        # (..., S) -> {key: (..., *shape)}
         "Observations that tokens stand for: Eq. (7.2)."
         lead, out = z.shape[:-1], {}
-        for m, coder, span in zip(
-            self.obs_spec.modalities, self.coders, self.layout.slices().values()
-        ):
+        spans = self.layout.slices().values()
+        for m, coder, span in zip(self.obs_spec.modalities, self.coders, spans):
             x = coder.decode(z[..., span].reshape(prod(lead), coder.group.symbols))     # Eq. (7.2)
             out[m.key] = x.reshape(*lead, *m.shape)
         return out
@@ -167,21 +166,23 @@ class MultiModalTokenizer(nn.Module):
         return {c.group.key: c.vqvae for c in self.coders if isinstance(c, ImageCoder)}
 
     def codebooks(self) -> dict[str, Tensor]:
-        """Tables E^(i) that V learnt, (N, code_dim) each, without gradient: M and C read them and
-        never move them."""
+        "Tables E^(i) that V learnt, (N, code_dim) each, without gradient: M and C only read them."
         return {key: vqvae.codebook.detach() for key, vqvae in self.images().items()}
 
     def loss(
-        self, obs: dict[str, Tensor], perceptual: nn.Module | None = None
+        self,
+        obs: dict[str, Tensor],
+        perceptual: nn.Module | None = None,
+        everyone: Callable[[Tensor], Tensor] = lambda rows: rows,   # see `vqvae.loss_terms`
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "L_V, Eq. (7.8), and its terms (with the image's key in front where there are several)."
-        losses = {key: vqvae.loss(obs[key], perceptual) for key, vqvae in self.images().items()}
-        metrics = {
-            f"{key}/{name}" if len(losses) > 1 else name: v
-            for key, (_, terms) in losses.items()
-            for name, v in terms.items()
-        }
-        return sum(total for total, _ in losses.values()), metrics                      # Eq. (7.8)
+        total, metrics, images = 0, {}, self.images()
+        for key, vqvae in images.items():
+            loss, terms = vqvae.loss(obs[key], perceptual, everyone)
+            total = total + loss                                                        # Eq. (7.8)
+            front = f"{key}/" if len(images) > 1 else ""
+            metrics |= {front + name: value for name, value in terms.items()}
+        return total, metrics
 
 # %% ../nbs/07_tokenizer.ipynb #c032
 def action_group(
@@ -195,8 +196,7 @@ def action_group(
 def table_offsets(
     group: TokenGroup,                # one modality's tokens
 ) -> Tensor:                        # (K_i, C_i) int64, first row of each symbol's part of the table
-    """Where the rows of each position (categories of its own) or channel (of a cell) begin: Eqs.
-    (7.12), (7.13)."""
+    "Where the rows of each position, or of each channel of a cell, begin: Eqs. (7.12), (7.13)."
     sizes = torch.tensor(group.sizes or group.vocab)
     begin = sizes.cumsum(0) - sizes                                         # Eqs. (7.12), (7.13)
     return begin[:, None] if group.sizes else begin.repeat(group.count, 1)
@@ -210,38 +210,33 @@ def ordered_rows(
     low, high = math.log(math.pi / 2), math.log(max(math.pi / 2, math.pi * (n - 1) / 4))
     omega = torch.empty(width).uniform_(low, high).exp()
     phase = torch.empty(width).uniform_(0, 2 * math.pi)
-    # Eq. (7.12a)
-    return (2 / width) ** 0.5 * torch.cos(torch.linspace(-1, 1, n)[:, None] * omega + phase)
+    u = torch.linspace(-1, 1, n)[:, None]
+    return (2 / width) ** 0.5 * torch.cos(u * omega + phase)                # Eq. (7.12a)
 
 # %% ../nbs/07_tokenizer.ipynb #c040
 class TokenEmbedding(nn.Module):
-    """Integers to vectors: V's codebook where there is one (read, never trained here), a table of
-    its own elsewhere."""
+    "Integers to vectors: V's codebook where there is one, never trained here, else its own table."
 
     def __init__(
         self,
         group: TokenGroup,                                   # one modality's tokens
         width: int,                                          # d
-        codebook: Callable[[], Tensor] | None = None,       # returns V's codebook (N, width_E), if
-                                                            # V learnt one
+        codebook: Callable[[], Tensor] | None = None,       # gives V's (N, width_E), if V has one
     ):
         super().__init__()
         self.group, self.codebook = group, codebook
         if codebook is not None:
-            code_dim = codebook().shape[-1]
-            self.project = (
-                nn.Identity() if code_dim == width else nn.Linear(code_dim, width, bias=False)
-            )
+            D = codebook().shape[-1]
+            self.project = nn.Identity() if D == width else nn.Linear(D, width, bias=False)
         else:
             sizes = group.sizes or group.vocab
             self.table = nn.Embedding(sum(sizes), width)
             nn.init.normal_(self.table.weight, std=width**-0.5)             # rows of length about 1
             if group.kind == "grid":
-                # an empty cell is the zero vector, Eq. (7.13a)
-                self.table.weight.data[table_offsets(group)[0]] = 0.0
+                self.table.weight.data[table_offsets(group)[0]] = 0.0       # Eq. (7.13a)
             if group.kind == "vector":
-                # Eq. (7.12a)
-                self.table.weight.data.copy_(torch.cat([ordered_rows(n, width) for n in sizes]))
+                ordered = torch.cat([ordered_rows(n, width) for n in sizes])
+                self.table.weight.data.copy_(ordered)                       # Eq. (7.12a)
             self.register_buffer("offsets", table_offsets(group), persistent=False)
 
     def forward(
@@ -253,15 +248,12 @@ class TokenEmbedding(nn.Module):
         if self.codebook is not None:
             book = self.codebook().detach().to(dtype)
             return self.project(F.embedding(z, book))                       # Eqs. (7.10), (7.14)
-        # (..., K_i, C_i) rows of the table
-        row = z.unflatten(-1, self.offsets.shape) + self.offsets
+        row = z.unflatten(-1, self.offsets.shape) + self.offsets            # (..., K_i, C_i)
         if row.shape[-1] == 1:
             return self.table(row.squeeze(-1))                              # Eqs. (7.11), (7.12)
-        marked = self.table.weight.new_zeros(*row.shape[:-1], self.table.num_embeddings).scatter_(
-            -1, row, 1.0
-        )
-        # Eq. (7.13) as one product: no (..., C_i, d) in between
-        return marked @ self.table.weight / row.shape[-1]
+        table = self.table.weight
+        marked = table.new_zeros(*row.shape[:-1], len(table)).scatter_(-1, row, 1.0)
+        return marked @ table / row.shape[-1]       # Eq. (7.13), with no (..., C_i, d) in between
 
 # %% ../nbs/07_tokenizer.ipynb #c046
 @lru_cache(maxsize=64)
@@ -274,8 +266,7 @@ def mask_invalid(
     logits: Tensor,                   # (..., K_i, N)
     sizes: tuple[int, ...] | None,    # categories that exist at each position; None: all N
 ) -> Tensor:                          # (..., K_i, N)
-    """Logits of categories that a position does not have become the smallest number of their type:
-    Eq. (7.15)."""
+    "Logits of categories that a position does not have become the smallest number: Eq. (7.15)."
     if sizes is None or min(sizes) == logits.shape[-1]:
         return logits
     exists = _exists(tuple(sizes), logits.shape[-1], logits.device)

@@ -16,53 +16,46 @@ from .scalars import symexp, symlog
 from .spaces import UserError
 
 # %% ../nbs/04_vector_tokens.ipynb #c006
-# in symlog space: where the fine part ends, where the grid ends
-INNER, OUTER = math.log1p(math.pi), 6.0
+INNER, OUTER = math.log1p(math.pi), 6.0     # in symlog space: where the fine part and the grid end
 
 def vector_grid(
     n: int = 125,               # N: number of points, odd and 5 at least
 ) -> Tensor:                    # (N,) float64, ascending, symmetric about 0
-    """Grid points in symlog space, Eq. (4.1): about half of them up to symlog(pi), the rest out to
-    +-6."""
+    "Points in symlog space, half of them up to symlog(pi), the rest out to +-6: Eq. (4.1)."
     if n < 5 or n % 2 == 0:
         raise UserError(f"a grid of {n} points: take an odd number, 5 at least (125 in the paper)")
     fine = (n + 3) // 4                                             # 32 of 125: both ends counted
+    coarse = (n + 1) // 2 - fine                                    # 31 of 125
     inner = torch.linspace(0, INNER, fine, dtype=torch.float64)     # Eq. (4.1), first case
-    # Eq. (4.1), second case
-    outer = torch.linspace(INNER, OUTER, (n + 1) // 2 - fine + 1, dtype=torch.float64)[1:]
-    half = torch.cat([inner, outer])
+    outer = torch.linspace(INNER, OUTER, coarse + 1, dtype=torch.float64)   # Eq. (4.1), second case
+    half = torch.cat([inner, outer[1:]])
     return torch.cat([-half[1:].flip(0), half])                     # mirrored; 0 stands once
 
 # %% ../nbs/04_vector_tokens.ipynb #c011
 class VectorQuantizer(nn.Module):
-    """Each number of a vector becomes one token: nearest point of `vector_grid` in symlog space.
-
-    Nothing is learnt."""
+    "Each number of a vector becomes one token: nearest point in symlog space. Nothing is learnt."
 
     def __init__(self,
         n: int = 125,                       # N: points of the grid
-        bound: Sequence[float] = (),        # (n_i,) largest magnitude of each entry, Eq. (4.4a); 0:
-                                            # not known; (): of none
+        bound: Sequence[float] = (),        # (n_i,) b_j of Eq. (4.4a), 0: not known; (): of none
     ):
         super().__init__()
         grid = vector_grid(n)
+        middle = (grid[1:] + grid[:-1]) / 2
         scale = [math.pi / b if b > 0 else 1.0 for b in bound]                          # Eq. (4.4a)
-        self.register_buffer("scale", torch.tensor(scale or 1.0), persistent=False)   # (n_i,) or ()
+        self.register_buffer("scale", torch.tensor(scale or 1.0), persistent=False)  # (n_i,) or ()
         self.register_buffer("grid", grid.float(), persistent=False)            # (N,) symlog space
-        # (N-1,) midpoints
-        self.register_buffer("borders", ((grid[1:] + grid[:-1]) / 2).float(), persistent=False)
+        self.register_buffer("borders", middle.float(), persistent=False)       # (N-1,) midpoints
 
     def encode(self, x: Tensor) -> Tensor:
         """Numbers (..., n) -> tokens (..., n) int64.
 
         Beyond +-402.4 the outermost point; NaN and infinity are refused."""
         if not torch.isfinite(x).all():
-            raise UserError(
-                "a vector to encode holds NaN or infinity; mend the environment or clip it in a "
-                "wrapper"
-            )
-        # Eqs. (4.2), (4.3), (4.4a)
-        return torch.bucketize(symlog(x.to(self.borders.dtype) * self.scale), self.borders)
+            raise UserError("a vector to encode holds NaN or infinity; mend the environment or "
+                            "clip it in a wrapper")
+        y = symlog(x.to(self.borders.dtype) * self.scale)                       # Eq. (4.4a)
+        return torch.bucketize(y, self.borders)                                 # Eqs. (4.2), (4.3)
 
     def decode(self, tokens: Tensor) -> Tensor:
         "Tokens (..., n) -> numbers (..., n)."

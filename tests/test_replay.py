@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulus_nb.envs import Rows
-from simulus_nb.replay import ReplayBuffer, episode_bounds, row_bytes
+from simulus_nb.replay import ReplayBuffer, episode_bounds, row_bytes, windows
 from simulus_nb.retnet import RetNetConfig
 from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError
 from simulus_nb.tokenizer import MultiModalTokenizer, TokenizerConfig
@@ -343,7 +343,7 @@ def pushed_back(buffer, batch, T, context, generator):
     row = rows[torch.randint(len(rows), (batch,), generator=generator)]
     place = torch.randint(T, (batch,), generator=generator)
     begin = torch.minimum(buffer.position[row] - place, buffer.end[row] - T + 1)
-    return buffer._windows(row, torch.maximum(begin, buffer._start(row) - context + 1), T)
+    return windows(buffer, row, torch.maximum(begin, buffer.first_position(row) - context + 1), T)
 
 
 def end_by_place(s, fall):
