@@ -25,8 +25,9 @@ def test_code_keeps_the_rules():
 @pytest.mark.parametrize(
     "text,rule",
     [
-        ("x = 1" + " + 1" * 24 + "\n", "E501"), ("if 1: pass\n", "E701"), ("x = 1; y = 2\n", "E702"),
-        ("x = 1;\n", "E703"), ("print(x)\n", "F821"), ("import os\n", "F401"),
+        ("x = 1" + " + 1" * 24 + "\n", "E501"), ("if 1: pass\n", "E701"),
+        ("x = 1; y = 2\n", "E702"), ("x = 1;\n", "E703"), ("print(x)\n", "F821"),
+        ("import os\n", "F401"),
     ],
 )
 @pytest.mark.parametrize("folder", ["nbs", "tests", "tools"])
