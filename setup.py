@@ -8,7 +8,11 @@ HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(HERE / "settings.ini", encoding="utf8")
 cfg = parser["DEFAULT"]
-extras = {key.removeprefix("extras_"): value.split() for key, value in cfg.items() if key.startswith("extras_")}
+extras = {
+    key.removeprefix("extras_"): value.split()
+    for key, value in cfg.items()
+    if key.startswith("extras_")
+}
 
 setup(
     name=cfg["repo"],

@@ -6,7 +6,8 @@ import sys
 
 
 def leave_working_folder() -> None:
-    """`python -m simulus_nb.cli` looks for modules in the working folder first, also for torch and json.
+    """`python -m simulus_nb.cli` looks for modules in the working folder first, also for torch and
+    json.
 
     Files of a stranger's folder would run. So that folder leaves the search path again."""
     ours = sys.argv[:1] == ["-m"] and "simulus_nb" in sys.orig_argv[-len(sys.argv)]
@@ -17,7 +18,7 @@ def leave_working_folder() -> None:
 
 leave_working_folder()
 
-import signal                                                   # not before: it could be a stranger's
+import signal                                               # not before: it could be a stranger's
 
 
 def interrupted(number, frame) -> None:
@@ -27,7 +28,9 @@ def interrupted(number, frame) -> None:
 
 
 def main() -> int:
-    "The console script `simulus-nb`. Its imports take seconds, in which somebody may think better of it."
+    """The console script `simulus-nb`.
+
+    Its imports take seconds, in which somebody may think better of it."""
     usual = signal.getsignal(signal.SIGINT)
     if usual is signal.default_int_handler:                     # else somebody wants it ignored
         signal.signal(signal.SIGINT, interrupted)

@@ -1,4 +1,5 @@
-"""What every test file shares: one thread a worker, fixed seeds, and no GPU tests where there is no GPU."""
+"""What every test file shares: one thread a worker, fixed seeds, and no GPU tests where there is no
+GPU."""
 import random
 import zlib
 
@@ -11,7 +12,8 @@ torch.set_num_threads(1)                # two threads that compete are slower th
 
 
 class TorchRandom:
-    "torch's generator as hypothesis wants it, which then starts every example from the same numbers."
+    """torch's generator as hypothesis wants it, which then starts every example from the same
+    numbers."""
     seed = staticmethod(torch.manual_seed)
     getstate = staticmethod(torch.get_rng_state)
     setstate = staticmethod(torch.set_rng_state)
@@ -23,7 +25,8 @@ register_random(torch_random)
 
 @pytest.fixture(autouse=True)
 def seeded(request):
-    "The random numbers of a test depend on its name alone, not on its neighbours or the worker it lands on."
+    """The random numbers of a test depend on its name alone, not on its neighbours or the worker it
+    lands on."""
     seed = zlib.crc32(request.node.nodeid.encode())
     random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
 

@@ -1,7 +1,9 @@
-"""A process that imports the library once and forks a child for each task, so that killing twenty runs costs seconds. Tasks come on stdin and results leave on
-stdout, one JSON object a line. A child trains (`argv`) or writes one checkpoint (`save`); it is sent `signal` after `delay` seconds, or ends itself with SIGKILL
-at its `at`-th moment: before and after every operation on a file, and, of a write, with half of it done. With `full` the disk is full from that moment on instead,
-and with `limit` no file may get longer than so many bytes."""
+"""A process that imports the library once and forks a child for each task, so that killing twenty
+runs costs seconds. Tasks come on stdin and results leave on stdout, one JSON object a line. A child
+trains (`argv`) or writes one checkpoint (`save`); it is sent `signal` after `delay` seconds, or
+ends itself with SIGKILL at its `at`-th moment: before and after every operation on a file, and, of
+a write, with half of it done. With `full` the disk is full from that moment on instead, and with
+`limit` no file may get longer than so many bytes."""
 import io
 import json
 import os
@@ -24,7 +26,11 @@ torch.set_num_threads(1)
 
 def small_save(folder, epoch):
     "A checkpoint of two groups."
-    return checkpoint.save_checkpoint(folder, {"net": {"x": torch.full((50,), float(epoch))}, "replay": {"y": torch.arange(200) + epoch}}, {"epoch": epoch})
+    return checkpoint.save_checkpoint(
+        folder,
+        {"net": {"x": torch.full((50,), float(epoch))}, "replay": {"y": torch.arange(200) + epoch}},
+        {"epoch": epoch}
+    )
 
 
 def child(task, report):
@@ -49,7 +55,10 @@ def run(task):
     pid, reader = forked.begin(lambda report: child(task, report))
     first, begin = os.read(reader, 1), time.perf_counter()
     if task.get("delay") is not None:
-        while time.perf_counter() < begin + task["delay"] and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        while (
+            time.perf_counter() < begin + task["delay"]
+            and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ):
             time.sleep(0.002)
         os.kill(pid, task["signal"])                            # one that has ended does not mind
     with open(reader, "rb") as lines:

@@ -1,4 +1,5 @@
-"The agent: actions by temperature and chance, memories that do not mix, files that bring back the same agent."
+"""The agent: actions by temperature and chance, memories that do not mix, files that bring back the
+same agent."""
 import copy
 import dataclasses
 import json
@@ -20,11 +21,22 @@ from simulus_nb.vqvae import VQVAEConfig
 from simulus_nb.world_model import WorldModelConfig
 
 SETTINGS = settings(deadline=None, max_examples=25)
-SIZES = dict(tokenizer=TokenizerConfig(VQVAEConfig(image_size=16, channels=8, stages=2, code_dim=16, vocab=32, perceptual="none")),
-             world_model=WorldModelConfig(RetNetConfig(width=16, heads=2, layers=1, dropout=0.0)),
-             controller=ControllerConfig(width=16, channels=(8, 8), embedding=8))
-MIXED = gs.Dict({"eye": gs.Box(0, 255, (16, 16, 3), np.uint8), "arm": gs.Box(-9, 9, (3,), np.float32),
-                 "inside": gs.Dict({"gear": gs.Discrete(4, start=1), "map": gs.Box(0, 6, (3, 4, 2), np.int64)})})
+SIZES = dict(
+    tokenizer=TokenizerConfig(
+        VQVAEConfig(image_size=16, channels=8, stages=2, code_dim=16, vocab=32, perceptual="none")
+    ),
+    world_model=WorldModelConfig(RetNetConfig(width=16, heads=2, layers=1, dropout=0.0)),
+    controller=ControllerConfig(width=16, channels=(8, 8), embedding=8),
+)
+MIXED = gs.Dict(
+    {
+        "eye": gs.Box(0, 255, (16, 16, 3), np.uint8),
+        "arm": gs.Box(-9, 9, (3,), np.float32),
+        "inside": gs.Dict(
+            {"gear": gs.Discrete(4, start=1), "map": gs.Box(0, 6, (3, 4, 2), np.int64)}
+        ),
+    }
+)
 
 
 def make(obs=MIXED, action=gs.MultiDiscrete([3, 5]), seed=0, **sizes):
@@ -42,17 +54,22 @@ def observe(agent, space, n, seed):
 
 
 @SETTINGS
-@given(st.lists(st.integers(2, 6), min_size=1, max_size=3), st.floats(0.05, 5), st.floats(0, 1), st.integers(0, 10**6))
+@given(
+    st.lists(st.integers(2, 6), min_size=1, max_size=3), st.floats(0.05, 5), st.floats(0, 1),
+    st.integers(0, 10**6)
+)
 def test_frequencies_follow_the_formula(nvec, temperature, epsilon, seed):
     g, n = torch.Generator().manual_seed(seed), 20_000
     logits = torch.randn(len(nvec), max(nvec), generator=g)
     for k, size in enumerate(nvec):
-        logits[k, size:] = torch.finfo(torch.float32).min                       # choices that a dimension does not have
+        logits[k, size:] = torch.finfo(torch.float32).min   # choices that a dimension does not have
     action = choose(logits.expand(n, -1, -1), torch.tensor(nvec), temperature, epsilon, g)
     uniform = torch.ones(1)
     policy = torch.ones(1)
     for k, size in enumerate(nvec):
-        policy = torch.outer(policy, (logits[k, :size].double() / temperature).softmax(-1).float()).flatten()
+        policy = torch.outer(
+            policy, (logits[k, :size].double() / temperature).softmax(-1).float()
+        ).flatten()
         uniform = torch.outer(uniform, torch.full((size,), 1 / size)).flatten()
     p = (1 - epsilon) * policy + epsilon * uniform
     assert (action < torch.tensor(nvec)).all() and (action >= 0).all()
@@ -63,7 +80,7 @@ def test_frequencies_follow_the_formula(nvec, temperature, epsilon, seed):
 
 def test_limits_of_temperature():
     sizes, logits = torch.tensor([4]), torch.tensor([0.0, 3.0, 3.0, -1.0]).expand(4000, 1, -1)
-    assert (choose(logits, sizes, 0) == 1).all()                                # of equals the first
+    assert (choose(logits, sizes, 0) == 1).all()                            # of equals the first
     cold = choose(logits, sizes, 1e-30, generator=torch.Generator().manual_seed(0))
     assert set(cold.flatten().tolist()) == {1, 2} and abs((cold == 1).float().mean() - 0.5) < 0.05
     hot = choose(logits, sizes, 1e30, generator=torch.Generator().manual_seed(0))
@@ -73,7 +90,9 @@ def test_limits_of_temperature():
 def test_the_policy_is_untouched_by_epsilon_zero():
     sizes, logits = torch.tensor([3]), torch.randn(50, 1, 3)
     a, b = (torch.Generator().manual_seed(1) for _ in range(2))
-    assert torch.equal(choose(logits, sizes, generator=a), choose(logits, sizes, epsilon=0.0, generator=b))
+    assert torch.equal(
+        choose(logits, sizes, generator=a), choose(logits, sizes, epsilon=0.0, generator=b)
+    )
     assert torch.equal(a.get_state(), b.get_state())
 
 
@@ -89,7 +108,10 @@ def test_side_by_side_is_as_alone(n, steps, seed):
     actions = [together(o, s) for o, s in zip(obs, begins)]
     for i in range(n):
         alone = agent.policy(1, temperature=0)
-        own = [alone({k: x[i:i + 1] for k, x in o.items()}, s[i:i + 1]) for o, s in zip(obs, begins)]
+        own = [
+            alone({k: x[i : i + 1] for k, x in o.items()}, s[i : i + 1])
+            for o, s in zip(obs, begins)
+        ]
         assert all((a[i] == b[0]).all() for a, b in zip(actions, own))
         for x, y in zip(together.state, alone.state):
             assert torch.allclose(x[:, i], y[:, 0], rtol=1e-9, atol=1e-12)
@@ -99,8 +121,12 @@ def test_memory_equals_one_pass_of_c():
     "Stepping a policy leaves the state that C's sequence form computes."
     agent = make().double()
     obs, policy = [observe(agent, MIXED, 2, t) for t in range(5)], agent.policy(2)
-    actions = torch.from_numpy(np.stack([policy(o, np.array([t == 0] * 2)) for t, o in enumerate(obs)], 1))
-    z = agent.tokenizer.encode({k: torch.from_numpy(np.stack([o[k] for o in obs], 1)) for k in obs[0]})
+    actions = torch.from_numpy(
+        np.stack([policy(o, np.array([t == 0] * 2)) for t, o in enumerate(obs)], 1)
+    )
+    z = agent.tokenizer.encode(
+        {k: torch.from_numpy(np.stack([o[k] for o in obs], 1)) for k in obs[0]}
+    )
     state = agent.controller(z, actions)[2]
     for x, y in zip(policy.state, state):
         assert torch.allclose(x, y, rtol=1e-9, atol=1e-12)
@@ -111,80 +137,134 @@ def test_act_is_a_policy_for_one():
     raw = [MIXED.sample() for _ in range(6)]
     policy = agent.policy(1, temperature=0)
     for t, o in enumerate(raw):
-        expected = agent.action_spec.decode(policy({k: x[None] for k, x in agent.obs_spec.flatten(o).items()}, np.array([t in (0, 3)])))[0]
-        if t == 3: agent.reset()
+        expected = agent.action_spec.decode(
+            policy(
+                {k: x[None] for k, x in agent.obs_spec.flatten(o).items()}, np.array([t in (0, 3)])
+            )
+        )[0]
+        if t == 3:
+            agent.reset()
         action = agent.act(o, temperature=0)
         assert (action == expected).all() and action.shape == (2,) and action.dtype == np.float32
-    torch.manual_seed(5); agent.reset(); first = [agent.act(o) for o in raw]
-    torch.manual_seed(5); agent.reset(); second = [agent.act(o) for o in raw]
+    torch.manual_seed(5)
+    agent.reset()
+    first = [agent.act(o) for o in raw]
+    torch.manual_seed(5)
+    agent.reset()
+    second = [agent.act(o) for o in raw]
     assert np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("action", [gs.Discrete(3, start=-1), gs.MultiDiscrete([3, 5]), gs.Box(-2, 3, (2,), np.float32)])
+@pytest.mark.parametrize(
+    "action", [gs.Discrete(3, start=-1), gs.MultiDiscrete([3, 5]), gs.Box(-2, 3, (2,), np.float32)]
+)
 def test_save_load_act_bit_for_bit(tmp_path, action):
     agent = make(action=action, controller=dataclasses.replace(SIZES["controller"], shared=False))
     agent.save(tmp_path / "a")
     loaded = Agent.load(tmp_path / "a")
-    assert not loaded.training and loaded.describe() == agent.describe() and loaded.action_spec == agent.action_spec and loaded.obs_spec == agent.obs_spec
+    assert (
+        not loaded.training
+        and loaded.describe() == agent.describe()
+        and loaded.action_spec == agent.action_spec
+        and loaded.obs_spec == agent.obs_spec
+    )
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in agent.state_dict().items())
-    play = lambda x: [x.policy(2, epsilon=0.2, generator=torch.Generator().manual_seed(3))(observe(x, MIXED, 2, t), np.array([True, True])) for t in range(5)]
+    play = lambda x: [
+        x.policy(2, epsilon=0.2, generator=torch.Generator().manual_seed(3))(
+            observe(x, MIXED, 2, t), np.array([True, True])
+        )
+        for t in range(5)
+    ]
     assert np.array_equal(play(agent), play(loaded))
-    loaded.save(tmp_path / "b")                                                 # and once more: a fixed point
-    assert (tmp_path / "a/save-00000001/agent.safetensors").read_bytes() == (tmp_path / "b/save-00000001/agent.safetensors").read_bytes()
+    loaded.save(tmp_path / "b")                                     # and once more: a fixed point
+    assert (tmp_path / "a/save-00000001/agent.safetensors").read_bytes() == (
+        tmp_path / "b/save-00000001/agent.safetensors"
+    ).read_bytes()
 
 
 def test_run_folder_is_read_too(tmp_path):
     agent = make()
     meta = agent.describe() | {"epoch": 3}
     meta["config"] = meta["config"] | {"env": "x", "train_v": {"lr": 1.0}}
-    save_checkpoint(tmp_path / "run" / "checkpoint", {"agent": agent.state_dict(), "scale": {"c": torch.ones(1)}}, meta)
-    assert all(torch.equal(v, agent.state_dict()[k]) for k, v in Agent.load(tmp_path / "run").state_dict().items())
+    save_checkpoint(
+        tmp_path / "run" / "checkpoint",
+        {"agent": agent.state_dict(), "scale": {"c": torch.ones(1)}}, meta
+    )
+    assert all(
+        torch.equal(v, agent.state_dict()[k])
+        for k, v in Agent.load(tmp_path / "run").state_dict().items()
+    )
     assert read_agent(tmp_path / "run")[1]["epoch"] == 3
 
 
 def test_what_is_no_agent_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint"): Agent.load(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint"):
+        Agent.load(tmp_path)
     save_checkpoint(tmp_path / "x", {"agent": {}}, {"epoch": 1})
-    with pytest.raises(UserError, match="describes no agent"): Agent.load(tmp_path / "x")
+    with pytest.raises(UserError, match="describes no agent"):
+        Agent.load(tmp_path / "x")
     agent = make()
     meta = agent.describe()
     meta["config"]["controller"]["width"] = 24
     save_checkpoint(tmp_path / "y", {"agent": agent.state_dict()}, meta)
-    with pytest.raises(UserError, match="wrong shape: controller"): Agent.load(tmp_path / "y")
+    with pytest.raises(UserError, match="wrong shape: controller"):
+        Agent.load(tmp_path / "y")
 
 
 def test_parts(tmp_path):
     old = make(seed=1)
     old.save(tmp_path)
-    new = make(seed=2, action=gs.Discrete(2))                                   # another world drawn alike
+    new = make(seed=2, action=gs.Discrete(2))                           # another world drawn alike
     before = copy.deepcopy(new.state_dict())
-    with pytest.raises(UserError, match=r"wrong shape: world_model\.\S+ \(8, 16\) instead of \(2, 16\)"):
+    with pytest.raises(
+        UserError, match=r"wrong shape: world_model\.\S+ \(8, 16\) instead of \(2, 16\)"
+    ):
         new.load_parts(tmp_path, ("tokenizer", "world_model"))
-    assert all(torch.equal(before[k], v) for k, v in new.state_dict().items())  # nothing half-loaded
+    # nothing half-loaded
+    assert all(torch.equal(before[k], v) for k, v in new.state_dict().items())
     assert new.load_parts(tmp_path) is new
     for name, value in new.state_dict().items():
-        assert torch.equal(value, (old.state_dict() if name.startswith("tokenizer.") else before)[name])
-    books, theirs = ([m.codebook() for m in x.modules() if isinstance(m, TokenEmbedding) and m.codebook] for x in (new, old))
-    assert len(books) == 2 and all(map(torch.equal, books, theirs))             # M and C read the new alphabet at once
+        assert torch.equal(
+            value, (old.state_dict() if name.startswith("tokenizer.") else before)[name]
+        )
+    books, theirs = (
+        [m.codebook() for m in x.modules() if isinstance(m, TokenEmbedding) and m.codebook]
+        for x in (new, old)
+    )
+    # M and C read the new alphabet at once
+    assert len(books) == 2 and all(map(torch.equal, books, theirs))
     other = make(gs.Box(0, 255, (16, 16, 3), np.uint8))
-    with pytest.raises(UserError, match="unexpected"): other.load_parts(tmp_path)
+    with pytest.raises(UserError, match="unexpected"):
+        other.load_parts(tmp_path)
     for wrong in ((), ("V",), ("tokenizer", "replay")):
-        with pytest.raises(UserError, match="parts to load"): new.load_parts(tmp_path, wrong)
+        with pytest.raises(UserError, match="parts to load"):
+            new.load_parts(tmp_path, wrong)
 
 
 def test_one_codebook_and_no_gradient_into_it():
-    agent = make(tokenizer=TokenizerConfig(dataclasses.replace(SIZES["tokenizer"].image, codebook="gradient")))
+    agent = make(
+        tokenizer=TokenizerConfig(
+            dataclasses.replace(SIZES["tokenizer"].image, codebook="gradient")
+        )
+    )
     z = torch.zeros(2, 3, agent.tokenizer.layout.S, dtype=torch.long)
     a = torch.zeros(2, 3, 2, dtype=torch.long)
     prediction, _ = agent.world_model(z, a)
     (prediction.reward.sum() + sum(y.sum() for y in agent.controller(z, a)[:2])).backward()
     assert all(p.grad is None for p in agent.tokenizer.parameters())
-    assert sum(p.data_ptr() == agent.tokenizer.images()["eye"].codebook.data_ptr() for p in agent.parameters()) == 1
+    assert (
+        sum(
+            p.data_ptr() == agent.tokenizer.images()["eye"].codebook.data_ptr()
+            for p in agent.parameters()
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("kwargs", [dict(temperature=-1), dict(epsilon=-0.1), dict(epsilon=1.5)])
 def test_wrong_knobs(kwargs):
-    with pytest.raises(UserError, match="temperature >= 0"): Policy(make(gs.Discrete(3), gs.Discrete(2)), 1, **kwargs)
+    with pytest.raises(UserError, match="temperature >= 0"):
+        Policy(make(gs.Discrete(3), gs.Discrete(2)), 1, **kwargs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,21 +282,44 @@ class Outer:
 
 
 @SETTINGS
-@given(st.builds(Outer, st.builds(Inner, st.tuples(*[st.floats(-1e6, 1e6)] * 2), st.lists(st.text(max_size=3), max_size=3).map(tuple), st.none() | st.integers()),
-                 st.floats(-1e6, 1e6), st.booleans(), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2)))
+@given(
+    st.builds(
+        Outer,
+        st.builds(
+            Inner, st.tuples(*[st.floats(-1e6, 1e6)] * 2),
+            st.lists(st.text(max_size=3), max_size=3).map(tuple), st.none() | st.integers()
+        ),
+        st.floats(-1e6, 1e6),
+        st.booleans(),
+        st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    )
+)
 def test_from_plain_undoes_asdict(config):
     assert from_plain(Outer, json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"rat": 1}, "unknown field rat"), ({"inner": {"x": 1}}, "unknown field inner.x"), ({"rate": "1"}, "rate must be float"), ({"rate": True}, "rate must be float"),
-    ({"flag": 1}, "flag must be bool"), ({"inner": {"pair": [1]}}, "inner.pair must be"), ({"inner": {"pair": [1, "a"]}}, "inner.pair must be float"),
-    ({"inner": {"maybe": 1.5}}, "inner.maybe must be"), ({"inner": [1]}, "inner must be an object"), ([], "the whole must be an object"), ({"more": []}, "more must be")])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"rat": 1}, "unknown field rat"), ({"inner": {"x": 1}}, "unknown field inner.x"),
+        ({"rate": "1"}, "rate must be float"), ({"rate": True}, "rate must be float"),
+        ({"flag": 1}, "flag must be bool"), ({"inner": {"pair": [1]}}, "inner.pair must be"),
+        ({"inner": {"pair": [1, "a"]}}, "inner.pair must be float"),
+        ({"inner": {"maybe": 1.5}}, "inner.maybe must be"),
+        ({"inner": [1]}, "inner must be an object"), ([], "the whole must be an object"),
+        ({"more": []}, "more must be")
+    ],
+)
 def test_from_plain_names_the_field(values, words):
-    with pytest.raises(UserError, match=words): from_plain(Outer, values)
+    with pytest.raises(UserError, match=words):
+        from_plain(Outer, values)
 
 
 def test_from_plain_accepts_whole_numbers_for_floats_and_defaults():
     made = from_plain(Outer, {"rate": 2, "inner": {"pair": [1, 2]}})
-    assert made == Outer(rate=2.0) and isinstance(made.rate, float) and isinstance(made.inner.pair[0], float)
+    assert (
+        made == Outer(rate=2.0)
+        and isinstance(made.rate, float)
+        and isinstance(made.inner.pair[0], float)
+    )
     assert all(from_plain(config, {}) == config() for config in PARTS.values())

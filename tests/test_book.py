@@ -1,4 +1,5 @@
-"""The book itself: numbered equations, each computed by code and checked; notebooks that are executed, clean and small. Runs nothing."""
+"""The book itself: numbered equations, each computed by code and checked; notebooks that are
+executed, clean and small. Runs nothing."""
 import ast
 import json
 import re
@@ -8,16 +9,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BOOKS = sorted(p for p in (ROOT / "nbs").glob("**/*.ipynb") if not p.name.startswith(("_", ".")) and ".ipynb_checkpoints" not in p.parts)
+BOOKS = sorted(
+    p
+    for p in (ROOT / "nbs").glob("**/*.ipynb")
+    if not p.name.startswith(("_", ".")) and ".ipynb_checkpoints" not in p.parts
+)
 MODULES = sorted((ROOT / "simulus_nb").glob("**/*.py"))
 LARGEST = 3 * 2**19                                             # 1.5 MiB
 # Pieces of words, so that this file does not find itself.
-FORBIDDEN = ["/wo" "rk/", "../sha" "red", "/opt/py" "pi", "/opt/whe" "els", "python" "hosted", "/tm" "p/", "/ro" "ot/", "/ho" "me/"]
+FORBIDDEN = [
+    "/wo" "rk/", "../sha" "red", "/opt/py" "pi", "/opt/whe" "els", "python" "hosted",
+    "/tm" "p/", "/ro" "ot/", "/ho" "me/"
+]
 
 
 def cells(path, kind=None):
     "Cells of a notebook as (kind, source) pairs, or the sources of one kind."
-    found = [(c["cell_type"], "".join(c["source"])) for c in json.loads(path.read_text(encoding="utf8"))["cells"]]
+    found = [
+        (c["cell_type"], "".join(c["source"]))
+        for c in json.loads(path.read_text(encoding="utf8"))["cells"]
+    ]
     return found if kind is None else [s for k, s in found if k == kind]
 
 
@@ -26,7 +37,9 @@ def equations(path):
     prose = "\n\n".join(cells(path, "markdown"))
     parts = prose.split("$$")
     assert len(parts) % 2, f"{path.name}: a $$ without its partner"
-    assert r"\[" not in re.sub(r"\\\\\[", "", prose) and r"\begin{equation" not in prose, f"{path.name}: write display equations between $$"
+    assert r"\[" not in re.sub(r"\\\\\[", "", prose) and r"\begin{equation" not in prose, (
+        f"{path.name}: write display equations between $$"
+    )
     return parts[1::2]
 
 
@@ -37,13 +50,20 @@ def tags(path):
 
 def citations(text):
     "Numbers cited as Eq. (c.n), also in lists: Eqs. (c.1), (c.2) and (c.3)."
-    lists = re.findall(r"\bEqs?\.?:?\s*((?:\(\d+\.\d+[a-z]?\)(?:\s*(?:[,;/=–-]|and|to|or)\s*)*)+)", text)
+    lists = re.findall(
+        r"\bEqs?\.?:?\s*((?:\(\d+\.\d+[a-z]?\)(?:\s*(?:[,;/=–-]|and|to|or)\s*)*)+)", text
+    )
     return {number for one in lists for number in re.findall(r"\d+\.\d+[a-z]?", one)}
 
 
 def cited_by_code(text):
     "Numbers in brackets on lines that say Eq. or Eqs.; prose between them is allowed."
-    return {n for line in text.splitlines() if re.search(r"\bEqs?\b", line) for n in re.findall(r"\((\d+\.\d+[a-z]?)\)", line)}
+    return {
+        n
+        for line in text.splitlines()
+        if re.search(r"\bEqs?\b", line)
+        for n in re.findall(r"\((\d+\.\d+[a-z]?)\)", line)
+    }
 
 
 def exports(source):
@@ -67,7 +87,9 @@ def test_there_is_a_book():
 
 @books
 def test_equations_are_numbered(path):
-    "Every display equation carries one number: chapter, then 1, 2, 3 ... in order, with 5a, 5b after 5. So numbers are unique, since chapters are."
+    """Every display equation carries one number: chapter, then 1, 2, 3 ...
+
+    in order, with 5a, 5b after 5. So numbers are unique, since chapters are."""
     bodies, numbers = equations(path), tags(path)
     assert not [body for body in bodies if body.count(r"\tag{") != 1]
     if numbers:
@@ -87,7 +109,9 @@ def test_chapters_have_their_own_number():
 def test_equations_are_computed_and_checked(path):
     code = cells(path, "code")
     computed = cited_by_code("\n".join(code)) | IN_LIBRARY
-    checked = {n for source in code if checks(source) for n in re.findall(r"\((\d+\.\d+[a-z]?)\)", source)}
+    checked = {
+        n for source in code if checks(source) for n in re.findall(r"\((\d+\.\d+[a-z]?)\)", source)
+    }
     assert set(tags(path)) <= computed, f"no code line cites {sorted(set(tags(path)) - computed)}"
     assert set(tags(path)) <= checked, f"no check cell mentions {sorted(set(tags(path)) - checked)}"
 
@@ -97,7 +121,9 @@ def test_cited_equations_exist(path):
     if path.suffix == ".py":
         found = cited_by_code(path.read_text(encoding="utf8"))
     else:
-        found = cited_by_code("\n".join(cells(path, "code"))) | citations("\n\n".join(cells(path, "markdown")))
+        found = cited_by_code("\n".join(cells(path, "code"))) | citations(
+            "\n\n".join(cells(path, "markdown"))
+        )
     assert found <= ALL_TAGS, f"cited, but numbered nowhere: {sorted(found - ALL_TAGS)}"
 
 
@@ -109,7 +135,9 @@ def test_exported_names_are_checked(path):
         if exports(source):
             later = [s for s in sources[i + 1:] if checks(s)]
             for node in ast.parse(source).body:
-                if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith(
+                    "_"
+                ):
                     if not any(re.search(rf"\b{node.name}\b", s) for s in later):
                         missing.append(node.name)
     assert not missing, f"exported, never checked afterwards: {missing}"
@@ -121,7 +149,9 @@ def test_notebook_is_executed_clean_and_small(path):
     code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     outputs = [o for c in code for o in c["outputs"]]
     assert not [o for o in outputs if o["output_type"] == "error"]
-    assert outputs or not any(c["source"] for c in code), "no output is stored: execute the notebook"
+    assert outputs or not any(c["source"] for c in code), (
+        "no output is stored: execute the notebook"
+    )
     assert all(c["execution_count"] is None for c in code), "clean the notebook: nbdev_clean"
     assert path.stat().st_size < LARGEST
     ids = [c["id"] for c in notebook["cells"]]
@@ -131,12 +161,17 @@ def test_notebook_is_executed_clean_and_small(path):
 @books
 def test_notebook_opens_with_title(path):
     first = cells(path)[0]
-    assert first[0] == "markdown" and re.match(r"# \S.*\n+> \S", first[1]), "begin with `# Title` and a `> line` that says what it is"
+    assert first[0] == "markdown" and re.match(r"# \S.*\n+> \S", first[1]), (
+        "begin with `# Title` and a `> line` that says what it is"
+    )
 
 
 @books
 def test_code_cells_are_short(path):
-    lengths = [len([l for l in source.splitlines() if l.strip() and not l.startswith("#|")]) for source in cells(path, "code")]
+    lengths = [
+        len([l for l in source.splitlines() if l.strip() and not l.startswith("#|")])
+        for source in cells(path, "code")
+    ]
     assert max(lengths, default=0) <= 60
 
 
@@ -149,15 +184,28 @@ def test_code_compiles_without_warnings(path):
             compile(source, path.name, "exec")
 
 
-@pytest.mark.parametrize("path", sorted(p for pattern in ("nbs/**/*.ipynb", "simulus_nb/**/*.py", "tests/*.py", "*.md", "*.ini", "*.toml", "*.py", ".ci/*")
-                                        for p in ROOT.glob(pattern) if ".ipynb_checkpoints" not in p.parts), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        p
+        for pattern in (
+            "nbs/**/*.ipynb", "simulus_nb/**/*.py", "tests/*.py", "*.md", "*.ini", "*.toml", "*.py",
+            ".ci/*"
+        )
+        for p in ROOT.glob(pattern)
+        if ".ipynb_checkpoints" not in p.parts
+    ),
+    ids=lambda p: p.name,
+)
 def test_nothing_points_outside_the_repository(path):
     text = path.read_text(encoding="utf8")
     if path.suffix == ".ipynb":                                 # pictures are random letters
         notebook = json.loads(text)
         for cell in notebook["cells"]:
             for output in cell.get("outputs", []):
-                output["data"] = {k: v for k, v in output.get("data", {}).items() if not k.startswith("image/")}
+                output["data"] = {
+                    k: v for k, v in output.get("data", {}).items() if not k.startswith("image/")
+                }
         text = json.dumps(notebook)
     assert not [word for word in FORBIDDEN if word in text]
 
@@ -165,5 +213,10 @@ def test_nothing_points_outside_the_repository(path):
 def test_appendix_lists_every_equation():
     "The stored table of `90_equations` is the one that the notebooks of today give."
     path = ROOT / "nbs" / "90_equations.ipynb"
-    shown = "".join(json.dumps(o) for c in json.loads(path.read_text(encoding="utf8"))["cells"] if c["cell_type"] == "code" for o in c["outputs"])
+    shown = "".join(
+        json.dumps(o)
+        for c in json.loads(path.read_text(encoding="utf8"))["cells"]
+        if c["cell_type"] == "code"
+        for o in c["outputs"]
+    )
     assert set(re.findall(r"\*\*\((\d+\.\d+[a-z]?)\)\*\*", shown)) == ALL_TAGS

@@ -1,4 +1,5 @@
-"""The command: options from settings, the four commands on a tiny run, resuming, and every mistake as one line with its exit code."""
+"""The command: options from settings, the four commands on a tiny run, resuming, and every mistake
+as one line with its exit code."""
 import json
 import os
 import shlex
@@ -13,20 +14,24 @@ import pytest
 import torch
 from gymnasium import spaces as gs
 
-from simulus_nb import cli
 from simulus_nb.accelerate import has_bfloat16
 from simulus_nb.agent import Agent
-from simulus_nb.cli import (EvaluateCommand, Recorder, film_episode, json_object, main, one_line, parse, score_text,
-                            starting_point)
+from simulus_nb.cli import (
+    EvaluateCommand, Recorder, film_episode, json_object, main, one_line, parse, score_text,
+    starting_point
+)
 from simulus_nb.config import PRESETS, Config, atari_smoke, catch, differences, flat, preset
 from simulus_nb.evaluate import Evaluation
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import RunFolder, Trainer, infer_specs, make_agent
 
-TINY = shlex.split("""--save-every 1 --collect.steps 30 --collect.capacity 300 --tokenizer.image.code-dim 8 --tokenizer.image.vocab 16
-  --world-model.retnet.width 16 --world-model.retnet.heads 2 --world-model.retnet.layers 1 --controller.width 16 --controller.channels 4 4
-  --train-v.batch 4 --train-v.steps 2 --train-v.start 0 --train-m.lr 0.001 --train-m.batch 4 --train-m.steps 2 --train-m.start 0 --train-c.batch 4 --train-c.steps 2
-  --train-c.start 0 --evaluation.episodes 3 --evaluation.num-envs 2 --evaluation.every 0 --threads 1 --device cpu""")
+TINY = shlex.split("""--save-every 1 --collect.steps 30 --collect.capacity 300
+  --tokenizer.image.code-dim 8 --tokenizer.image.vocab 16 --world-model.retnet.width 16
+  --world-model.retnet.heads 2 --world-model.retnet.layers 1 --controller.width 16
+  --controller.channels 4 4 --train-v.batch 4 --train-v.steps 2 --train-v.start 0
+  --train-m.lr 0.001 --train-m.batch 4 --train-m.steps 2 --train-m.start 0 --train-c.batch 4
+  --train-c.steps 2 --train-c.start 0 --evaluation.episodes 3 --evaluation.num-envs 2
+  --evaluation.every 0 --threads 1 --device cpu""")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,9 @@ def run(tmp_path_factory):
 def quick(monkeypatch):
     "No pictures at the end of a run."
     monkeypatch.setattr("simulus_nb.trainer.dream_media", lambda *a, **k: {})
-    monkeypatch.setattr(Trainer, "finish", lambda self: setattr(self, "result", self.evaluate()) or self)
+    monkeypatch.setattr(
+        Trainer, "finish", lambda self: setattr(self, "result", self.evaluate()) or self
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +57,22 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def metrics(folder):
-    return [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in RunFolder(folder).history()]
+    return [
+        {k: v for k, v in r.items() if not k.startswith("seconds")}
+        for r in RunFolder(folder).history()
+    ]
 
 
 def contents(folder):
     "Bytes of every file but those that evaluate and dream are there to write."
-    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.name != "run.lock" and p.is_file() and p.parent.name != "media" and not p.name.startswith("evaluation")}
+    return {
+        p: p.read_bytes()
+        for p in Path(folder).rglob("*")
+        if p.name != "run.lock"
+        and p.is_file()
+        and p.parent.name != "media"
+        and not p.name.startswith("evaluation")
+    }
 
 
 # options
@@ -84,11 +101,16 @@ def test_every_setting_is_an_option():
             other[name] = tuple(x * 2 for x in value)
             argv += [str(x) for x in other[name]]
         elif isinstance(value, str):
-            other[name] = {"device": "cpu", "precision": "bfloat16", "log": "trackio", "tokenizer.image.codebook": "gradient"}.get(name, "random")
+            other[name] = {
+                "device": "cpu", "precision": "bfloat16", "log": "trackio",
+                "tokenizer.image.codebook": "gradient"
+            }.get(name, "random")
             argv.append(other[name])
         else:
             other[name] = value + 2 if isinstance(value, int) else value / 2 + 0.01
-            if name in ("tokenizer.image.image_size", "tokenizer.image.channels", "world_model.retnet.width"):
+            if name in (
+                "tokenizer.image.image_size", "tokenizer.image.channels", "world_model.retnet.width"
+            ):
                 other[name] = value * 6
             if name.endswith(("norm_groups", "heads")):
                 other[name] = 1
@@ -107,22 +129,46 @@ def test_help_lists_every_setting_with_the_preset_s_default(name, capsys, monkey
     squeezed = " ".join(text.replace("│", " ").replace("|", " ").split())
     for setting, value in flat(preset(name)).items():
         assert option(setting) in text or option(setting).replace("shared", "no-shared") in text
-    assert f"AdamW weight decay of weight matrices (default: {preset(name).train_m.weight_decay})" in squeezed
-    assert f"AdamW weight decay of all parameters (default: {preset(name).train_c.weight_decay})" in squeezed
+    assert (
+        f"AdamW weight decay of weight matrices (default: {preset(name).train_m.weight_decay})"
+        in squeezed
+    )
+    assert (
+        f"AdamW weight decay of all parameters (default: {preset(name).train_c.weight_decay})"
+        in squeezed
+    )
     assert f"Gymnasium id (default: {preset(name).env})" in squeezed
     assert f"updates per epoch (default: {preset(name).train_c.steps})" in squeezed
 
 
 def test_where_defaults_come_from():
     assert parse(["train"]).config == catch() == parse(["bench"]).config
-    assert starting_point(["train", "--env", "ALE/Boxing-v5"]) == starting_point(["--env=ALE/Boxing-v5"]) == preset("atari100k")
-    assert parse(["train", "--env", "ALE/Boxing-v5"]).config == preset("atari100k").change({"env": "ALE/Boxing-v5"})
-    assert parse(["train", "--env", "Acrobot-v1"]).config == preset("small").change({"env": "Acrobot-v1"})
-    assert parse(["train", "--env", "MinAtar/Asterix-v1"]).config == preset("minatar").change({"env": "MinAtar/Asterix-v1"})
-    assert parse(["train", "--obs-kinds", "a", "drop", "b/c", "vector"]).config.obs_kinds == {"a": "drop", "b/c": "vector"}
+    assert (
+        starting_point(["train", "--env", "ALE/Boxing-v5"])
+        == starting_point(["--env=ALE/Boxing-v5"])
+        == preset("atari100k")
+    )
+    assert parse(["train", "--env", "ALE/Boxing-v5"]).config == preset("atari100k").change(
+        {"env": "ALE/Boxing-v5"}
+    )
+    assert parse(["train", "--env", "Acrobot-v1"]).config == preset("small").change(
+        {"env": "Acrobot-v1"}
+    )
+    assert parse(["train", "--env", "MinAtar/Asterix-v1"]).config == preset("minatar").change(
+        {"env": "MinAtar/Asterix-v1"}
+    )
+    assert parse(["train", "--obs-kinds", "a", "drop", "b/c", "vector"]).config.obs_kinds == {
+        "a": "drop", "b/c": "vector"
+    }
     for name in PRESETS:
-        assert parse(["train", "--preset", name]).config == preset(name) == parse(["bench", f"--preset={name}"]).config
-    assert parse(["train", "--preset", "catch", "--env", "ALE/Boxing-v5"]).config == catch().change({"env": "ALE/Boxing-v5"})
+        assert (
+            parse(["train", "--preset", name]).config
+            == preset(name)
+            == parse(["bench", f"--preset={name}"]).config
+        )
+    assert parse(["train", "--preset", "catch", "--env", "ALE/Boxing-v5"]).config == catch().change(
+        {"env": "ALE/Boxing-v5"}
+    )
     assert starting_point(["train", "--env-options", '{"env": "ALE/x"}']) == catch()
     assert parse(["train", "--seed", "3"]).folder == Path("runs/simulus-Catch-v0-seed3")
 
@@ -137,17 +183,31 @@ def test_json_option():
 # train
 
 def test_train_leaves_a_run_folder(run):
-    assert {p.name.split(".tfevents")[0] for p in run.iterdir()} == {"config.json", "metrics.jsonl", "evaluation.json", "manifest.json", "checkpoint", "media", "events.out", "run.lock"}
-    assert (run / "media" / "curves.png").stat().st_size > 1000 and (run / "media" / "dream.mp4").stat().st_size > 1000
+    assert {p.name.split(".tfevents")[0] for p in run.iterdir()} == {
+        "config.json", "metrics.jsonl", "evaluation.json", "manifest.json", "checkpoint", "media",
+        "events.out", "run.lock"
+    }
+    assert (run / "media" / "curves.png").stat().st_size > 1000 and (
+        run / "media" / "dream.mp4"
+    ).stat().st_size > 1000
     manifest = json.loads((run / "manifest.json").read_text())
-    assert shlex.split(manifest["command"]) == ["simulus-nb", "train", "--out", str(run), "--epochs", "2", *TINY]
-    assert len(RunFolder(run).history()) == 2 and RunFolder(run).read_config() == parse(["train", "--epochs", "2", *TINY]).config
+    assert shlex.split(manifest["command"]) == [
+        "simulus-nb", "train", "--out", str(run), "--epochs", "2", *TINY
+    ]
+    assert (
+        len(RunFolder(run).history()) == 2
+        and RunFolder(run).read_config() == parse(["train", "--epochs", "2", *TINY]).config
+    )
 
 
 def test_summary(quick, capsys):
     assert main(["train", "--out", "r", "--epochs", "1", *TINY]) == 0
     out = capsys.readouterr().out
-    assert "simulus/Catch-v0 on cpu, 1 epochs: 30 environment steps, updates: 2 of V, 2 of M, 2 of C; evaluations: one of 3 at the end; everything goes to r" in out
+    assert (
+        "simulus/Catch-v0 on cpu, 1 epochs: 30 environment steps, updates: 2 of V, 2 of M, 2 of C; "
+        "evaluations: one of 3 at the end; everything goes to r"
+        in out
+    )
     assert "over 3 episodes" in out and "r/metrics.jsonl" in out and "r/checkpoint" in out
 
 
@@ -171,26 +231,38 @@ def test_default_folder(quick):
 def test_resumed_run_equals_uninterrupted_one(run, quick):
     assert main(["train", "--out", "r", "--epochs", "1", *TINY]) == 0
     assert main(["train", "--out", "r", "--resume", "--epochs", "2"]) == 0
-    assert metrics("r") == metrics(run) and RunFolder("r").read_config() == RunFolder(run).read_config()
+    assert (
+        metrics("r") == metrics(run)
+        and RunFolder("r").read_config() == RunFolder(run).read_config()
+    )
     a, b = Agent.load("r").state_dict(), Agent.load(run).state_dict()
     assert all(torch.equal(a[k], b[k]) for k in b)
 
 
 def test_resume_repeats_or_refuses_settings(run, quick, capsys):
     before = contents(run)
-    for line, words in {"--train-m.lr 0.5": "train_m.lr is 0.001 there, not 0.5", "--preset rem": "env is simulus/Catch-v0 there", "--seed 4": "seed is 0 there",
-                        "--epochs 1": "60 environment steps behind it"}.items():
+    for line, words in {
+        "--train-m.lr 0.5": "train_m.lr is 0.001 there, not 0.5",
+        "--preset rem": "env is simulus/Catch-v0 there", "--seed 4": "seed is 0 there",
+        "--epochs 1": "60 environment steps behind it"
+    }.items():
         capsys.readouterr()
         assert main(["train", "--out", str(run), "--resume", *line.split()]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
     assert contents(run) == before
-    same = parse(["train", "--out", str(run), "--resume", "--epochs", "2", *TINY])       # the old command, repeated
-    assert same.config == parse(["train", "--preset", "catch", "--out", str(run), "--resume", *TINY]).config == RunFolder(run).read_config()
+    # the old command, repeated
+    same = parse(["train", "--out", str(run), "--resume", "--epochs", "2", *TINY])
+    assert (
+        same.config
+        == parse(["train", "--preset", "catch", "--out", str(run), "--resume", *TINY]).config
+        == RunFolder(run).read_config()
+    )
 
 
 def test_resume_begins_a_run_where_there_is_none(quick, capsys):
-    "So that one line in a job script begins, continues and ends a run; a line that does not say what to train is a mistake."
+    """So that one line in a job script begins, continues and ends a run; a line that does not say
+    what to train is a mistake."""
     line = ["train", "--resume", "--out", "r", "--epochs", "1", *TINY]
     assert main(line) == 0 and len(metrics("r")) == 1
     for unsaid in (["--resume"], ["--resume", "--epochs", "2"]):
@@ -203,12 +275,25 @@ def test_resume_begins_a_run_where_there_is_none(quick, capsys):
 def test_settings_without_a_checkpoint_begin_again(run, quick):
     Path("r").mkdir()
     Path("r/config.json").write_text((run / "config.json").read_text())
-    Path("r/metrics.jsonl").write_text((run / "metrics.jsonl").read_text().splitlines(keepends=True)[0])    # killed after its first epoch, before the first save
+    # killed after its first epoch, before the first save
+    Path("r/metrics.jsonl").write_text(
+        (run / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
+    )
     assert main(["train", "--resume", "--out", "r"]) == 0
     assert metrics("r") == metrics(run)
 
 
-@pytest.mark.parametrize("save_every,words", [(1, "continue from the last checkpoint with: simulus-nb train --resume --out 'my run'"), (9, "nothing was saved yet (see --save-every); begin again with: simulus-nb train --resume --out 'my run'")])
+@pytest.mark.parametrize(
+    "save_every,words",
+    [
+        (1, "continue from the last checkpoint with: simulus-nb train --resume --out 'my run'"),
+        (
+            9,
+            "nothing was saved yet (see --save-every); begin again with: "
+            "simulus-nb train --resume --out 'my run'"
+        ),
+    ],
+)
 def test_interruption(save_every, words, monkeypatch, capsys, quick):
     learn = Trainer.learn_c
     def stop(self, updates):
@@ -216,7 +301,10 @@ def test_interruption(save_every, words, monkeypatch, capsys, quick):
             raise KeyboardInterrupt
         return learn(self, updates)
     monkeypatch.setattr(Trainer, "learn_c", stop)
-    assert main(["train", "--out", "my run", "--epochs", "2", *TINY, "--save-every", str(save_every)]) == 130
+    assert (
+        main(["train", "--out", "my run", "--epochs", "2", *TINY, "--save-every", str(save_every)])
+        == 130
+    )
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
     monkeypatch.undo()
@@ -237,12 +325,26 @@ def test_evaluate(run, capsys):
     before = contents(run)
     assert main(["evaluate", str(run)]) == 0
     again = json.loads((run / "evaluation.json").read_text())
-    assert again["returns"] == trained["returns"] and again["lengths"] == trained["lengths"]       # the evaluation after training, repeated
-    assert main(["evaluate", str(run), "--episodes", "5", "--seed", "3", "--temperature", "0", "--device", "cpu"]) == 0
-    assert json.loads((run / "evaluation.json").read_text()) == again       # the run's own result stays
+    # the evaluation after training, repeated
+    assert again["returns"] == trained["returns"] and again["lengths"] == trained["lengths"]
+    assert (
+        main(
+            [
+                "evaluate", str(run), "--episodes", "5", "--seed", "3", "--temperature", "0",
+                "--device", "cpu"
+            ]
+        )
+        == 0
+    )
+    assert json.loads((run / "evaluation.json").read_text()) == again   # the run's own result stays
     other = json.loads((run / "evaluation-5-episodes-temperature-0-seed-3.json").read_text())
-    assert (other["episodes"], other["seed"], other["temperature"]) == (5, 3, 0) and len(other["returns"]) == 5
-    assert f"return {other['mean']:.2f} ± {other['sem']:.2f} over 5 episodes" in capsys.readouterr().out
+    assert (other["episodes"], other["seed"], other["temperature"]) == (5, 3, 0) and len(
+        other["returns"]
+    ) == 5
+    assert (
+        f"return {other['mean']:.2f} ± {other['sem']:.2f} over 5 episodes"
+        in capsys.readouterr().out
+    )
     assert len(imageio.mimread(run / "media" / "episode.mp4")) == 10
     assert contents(run) == before
 
@@ -252,7 +354,9 @@ def test_dream(run):
     for name in ("dream.png", "dream.mp4"):
         (run / "media" / name).unlink(missing_ok=True)
     assert main(["dream", str(run), "--horizon", "4"]) == 0
-    assert (run / "media" / "dream.png").exists() and len(imageio.mimread(run / "media" / "dream.mp4")) > 4
+    assert (run / "media" / "dream.png").exists() and len(
+        imageio.mimread(run / "media" / "dream.mp4")
+    ) > 4
     assert contents(run) == before
 
 
@@ -265,26 +369,40 @@ def test_film_of_atari_and_of_a_world_without_pictures():
     class Blind(gymnasium.Env):
         observation_space, action_space = gs.Box(-1, 1, (2,), np.float32), gs.Discrete(2)
     gymnasium.register("simulus-test/Blind-v0", entry_point=lambda **k: Blind())
-    assert "draws nothing" in film_episode(None, catch().change({"env": "simulus-test/Blind-v0"}), Path("blind.mp4"), 1.0, 0)
+    assert "draws nothing" in film_episode(
+        None, catch().change({"env": "simulus-test/Blind-v0"}), Path("blind.mp4"), 1.0, 0
+    )
 
 
 def test_a_world_that_cannot_be_drawn_here_is_still_evaluated(run, capsys, monkeypatch):
-    "A renderer that fails (no package, no display) costs the film, not the score, and shows no traceback."
+    """A renderer that fails (no package, no display) costs the film, not the score, and shows no
+    traceback."""
     def broken(self):
         raise RuntimeError("no display\nfound")
     monkeypatch.setattr(gymnasium.Wrapper, "render", broken)
     (run / "media" / "episode.mp4").unlink(missing_ok=True)
     assert main(["evaluate", str(run), "--episodes", "2", "--seed", "9"]) == 0
     said = capsys.readouterr()
-    assert "over 2 episodes" in said.out and "no film (RuntimeError: no display found)" in said.out and "Traceback" not in said.err
+    assert (
+        "over 2 episodes" in said.out
+        and "no film (RuntimeError: no display found)" in said.out
+        and "Traceback" not in said.err
+    )
     assert not (run / "media" / "episode.mp4").exists()
 
 
 def test_a_closed_pipe_shows_no_traceback():
     "`simulus-nb ... --help | head -1`: the reader leaves before all is said."
-    line = f"{shlex.quote(sys.executable)} -c 'import sys; from simulus_nb.cli import main; sys.exit(main())' train --help | head -n 1"
+    line = (
+        f"{shlex.quote(sys.executable)} -c 'import sys; from simulus_nb.cli import main; "
+        "sys.exit(main())' train --help | head -n 1"
+    )
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
-    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+    assert (
+        done.stdout.count("\n") == 1
+        and "Traceback" not in done.stderr
+        and "BrokenPipe" not in done.stderr
+    )
 
 
 def test_recorder_changes_nothing():
@@ -300,8 +418,17 @@ def test_recorder_changes_nothing():
 def test_bench(capsys):
     assert main(["bench", "--repeats", "1", "--json", "b.json", *TINY]) == 0
     found, out = json.loads(Path("b.json").read_text()), capsys.readouterr().out
-    assert set(found["seconds"]) == {"world", "play", "encode", "V", "M", "C", "batch of V", "batch of M", "batch of C", "dream", "one by one"} and min(found["seconds"].values()) > 0
-    assert found["run_seconds"] == pytest.approx(sum(n * found["seconds"][k] for k, n in found["count"].items()))
+    assert (
+        set(found["seconds"])
+        == {
+            "world", "play", "encode", "V", "M", "C", "batch of V", "batch of M", "batch of C",
+            "dream", "one by one"
+        }
+        and min(found["seconds"].values()) > 0
+    )
+    assert found["run_seconds"] == pytest.approx(
+        sum(n * found["seconds"][k] for k, n in found["count"].items())
+    )
     assert found["count"]["V"] == 2 * catch().epochs and "a whole run on cpu: about" in out
     assert Config.from_json(found["config"]) == parse(["bench", *TINY]).config
 
@@ -310,7 +437,8 @@ def test_bench_compares(capsys):
     assert main(["bench", "--repeats", "1", "--compare", "--json", "b.json", *TINY]) == 0
     found, out = json.loads(Path("b.json").read_text())["variants"], capsys.readouterr().out
     assert list(found) == ["float32", "bfloat16"] and all(name in out for name in found)
-    if not has_bfloat16(torch.device("cpu")): assert "no units for bfloat16" in found.pop("bfloat16")["failed"]
+    if not has_bfloat16(torch.device("cpu")):
+        assert "no units for bfloat16" in found.pop("bfloat16")["failed"]
     assert all(f["config"]["precision"] == name for name, f in found.items())
 
 
@@ -322,50 +450,73 @@ def fails(argv, words, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("simulus-nb: ") and error.count("\n") == 1, error
-    assert {p for p in Path().rglob("*") if p.name != "run.lock"} == {p for p in before if p.name != "run.lock"}      # nothing left behind
+    # nothing left behind
+    assert {p for p in Path().rglob("*") if p.name != "run.lock"} == {
+        p for p in before if p.name != "run.lock"
+    }
 
 
-@pytest.mark.parametrize("line,words", [
-    ("", "train, evaluate, dream, bench"),
-    ("watch", "available subcommands: train, evaluate, dream, bench"),
-    ("train --epoch 3", "perhaps you meant --epochs"),
-    ("train --epochs many", "--epochs"),
-    ("train --epochs", "--epochs"),
-    ("train --epochs 0", "epochs = 0 is out of range: it must be at least 1"),
-    ("train --collect.epsilon 2", "collect.epsilon = 2.0 is out of range: it must be between 0 and 1"),
-    ("train --tokenizer.image.vocab 1", "vocab must be at least 2"),
-    ("train --world-model.retnet.width 66 --world-model.retnet.heads 4", "width must be a multiple of"),
-    ("train --train-m.context 99", "train_m.context = 99"),
-    ("train --preset atari", "unknown preset 'atari'"),
-    ("train --device gpu", "'auto', 'cpu', 'cuda', 'mps'"),
-    ("train --env Nowhere-v3", "there is no environment 'Nowhere-v3'"),
-    ("train --env ALE/Pung-v5 --preset atari-smoke", "did you mean ALE/Pong-v5"),
-    ("train --env-options [1]", "is no JSON object"),
-    ("train --env-options '{\"heigth\": 3}'", "does not take these options"),
-    ("train --tokenizer.image.perceptual nowhere.pth", "no perceptual weights at 'nowhere.pth'"),
-    ("train --resume", "holds no run"),
-    ("train --resume --out nowhere", "nowhere holds no run"),
-    ("evaluate", "RUN"),
-    ("evaluate nowhere", "nowhere holds no run"),
-    ("dream nowhere", "nowhere holds no run"),
-    ("evaluate nowhere --episodes 0", "episodes = 0"),
-    ("evaluate nowhere --temperature -0.5", "temperature = -0.5"),
-    ("dream nowhere --horizon 0", "horizon = 0"),
-    ("bench --repeats 0", "repeats = 0"),
-    ("bench --json nowhere/b.json", "cannot write nowhere/b.json"),
-])
+@pytest.mark.parametrize(
+    "line,words",
+    [
+        ("", "train, evaluate, dream, bench"),
+        ("watch", "available subcommands: train, evaluate, dream, bench"),
+        ("train --epoch 3", "perhaps you meant --epochs"),
+        ("train --epochs many", "--epochs"),
+        ("train --epochs", "--epochs"),
+        ("train --epochs 0", "epochs = 0 is out of range: it must be at least 1"),
+        (
+            "train --collect.epsilon 2",
+            "collect.epsilon = 2.0 is out of range: it must be between 0 and 1"
+        ),
+        ("train --tokenizer.image.vocab 1", "vocab must be at least 2"),
+        (
+            "train --world-model.retnet.width 66 --world-model.retnet.heads 4",
+            "width must be a multiple of"
+        ),
+        ("train --train-m.context 99", "train_m.context = 99"),
+        ("train --preset atari", "unknown preset 'atari'"),
+        ("train --device gpu", "'auto', 'cpu', 'cuda', 'mps'"),
+        ("train --env Nowhere-v3", "there is no environment 'Nowhere-v3'"),
+        ("train --env ALE/Pung-v5 --preset atari-smoke", "did you mean ALE/Pong-v5"),
+        ("train --env-options [1]", "is no JSON object"),
+        ("train --env-options '{\"heigth\": 3}'", "does not take these options"),
+        (
+            "train --tokenizer.image.perceptual nowhere.pth",
+            "no perceptual weights at 'nowhere.pth'"
+        ),
+        ("train --resume", "holds no run"),
+        ("train --resume --out nowhere", "nowhere holds no run"),
+        ("evaluate", "RUN"),
+        ("evaluate nowhere", "nowhere holds no run"),
+        ("dream nowhere", "nowhere holds no run"),
+        ("evaluate nowhere --episodes 0", "episodes = 0"),
+        ("evaluate nowhere --temperature -0.5", "temperature = -0.5"),
+        ("dream nowhere --horizon 0", "horizon = 0"),
+        ("bench --repeats 0", "repeats = 0"),
+        ("bench --json nowhere/b.json", "cannot write nowhere/b.json"),
+    ],
+)
 def test_mistakes(line, words, capsys):
     fails(shlex.split(line), words, capsys)
 
 
 def test_missing_device(capsys):
-    missing = next((d for d, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if not there))
+    missing = next(
+        (
+            d
+            for d, there in (
+                ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())
+            )
+            if not there
+        )
+    )
     fails(["train", "--device", missing], f"device '{missing}' is not available", capsys)
     fails(["evaluate", "x", "--device", missing], f"device '{missing}' is not available", capsys)
 
 
 def test_missing_extra(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "minatar.gym", None)                   # as if it were not installed
+    monkeypatch.setitem(sys.modules, "minatar.gym", None)           # as if it were not installed
     fails(["train", "--env", "MinAtar/Breakout-v1"], 'pip install "simulus-nb[minatar]"', capsys)
 
 
@@ -378,7 +529,10 @@ def test_space_without_tokens(capsys):
 
 def test_folder_that_holds_a_run(run, capsys):
     before = contents(run)
-    fails(["train", "--out", str(run), *TINY], "already holds a run: continue it with --resume", capsys)
+    fails(
+        ["train", "--out", str(run), *TINY], "already holds a run: continue it with --resume",
+        capsys
+    )
     assert contents(run) == before
 
 
@@ -388,7 +542,9 @@ def test_folder_that_cannot_be_written(capsys):
     fails(["evaluate", "file"], "file holds no run", capsys)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
+)
 def test_forbidden_folder(capsys):
     Path("locked").mkdir(mode=0o500)
     fails(["train", "--out", "locked/run", *TINY], "cannot write to locked/run", capsys)
@@ -404,12 +560,15 @@ def test_full_disk(capsys, quick):
 
 def test_damaged_run(run, capsys):
     config = (run / "config.json").read_text()
-    for name, text, words in (("cut", config[:50], "is damaged"), ("list", "[]", "object"), ("typo", '{"epoch": 3}', "unknown field epoch"),
-                              ("type", '{"epochs": "3"}', "epochs must be"), ("none", config, "no checkpoint")):
+    for name, text, words in (
+        ("cut", config[:50], "is damaged"), ("list", "[]", "object"),
+        ("typo", '{"epoch": 3}', "unknown field epoch"),
+        ("type", '{"epochs": "3"}', "epochs must be"), ("none", config, "no checkpoint")
+    ):
         Path(name).mkdir()
         Path(name, "config.json").write_text(text)
         fails(["evaluate", name], words, capsys)
-        if name != "none":                                                  # that one was stopped before its first checkpoint
+        if name != "none":                      # that one was stopped before its first checkpoint
             fails(["train", "--resume", "--out", name], words, capsys)
     bad = Path("bad/checkpoint/save-00000001")
     bad.mkdir(parents=True)
@@ -425,27 +584,46 @@ def test_what_nobody_foresaw_is_shown(monkeypatch):
     monkeypatch.setattr(EvaluateCommand, "run", surprise)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["evaluate", "x"])
-    monkeypatch.setattr(EvaluateCommand, "run", lambda self, command: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(
+        EvaluateCommand, "run",
+        lambda self, command: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    )
     with pytest.raises(OSError):
         main(["evaluate", "x"])
 
 
 def test_as_a_program():
     code = "import sys; from simulus_nb.cli import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", code, "train", "--epochs", "x"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("simulus-nb: --epochs") and "Traceback" not in done.stderr and not done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--epochs", "x"], capture_output=True, text=True,
+        timeout=120
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.strip().splitlines()[-1].startswith("simulus-nb: --epochs")
+        and "Traceback" not in done.stderr
+        and not done.stdout
+    )
 
 
 def test_one_line_of_either_kind_of_box():
-    unicode = "╭─ Value error ─────╮\n│ Error parsing __tyro-dummy-inner__.config.a.b: c must be\n│ 1 │\n│ ───── │\n│ For full helptext, see x │\n╰─────╯\n"
-    plain = " Value error \n -------- \n  Error parsing --a.b: c must be\n  1  \n  ------ \n  For full helptext, see x\n"
+    unicode = (
+        "╭─ Value error ─────╮\n│ Error parsing __tyro-dummy-inner__.config.a.b: "
+        "c must be\n│ 1 │\n│ ───── │\n│ For full helptext, see x │\n╰─────╯\n"
+    )
+    plain = (
+        " Value error \n -------- \n  Error parsing --a.b: c must be\n  1  \n  ------ \n  For full "
+        "helptext, see x\n"
+    )
     coloured = unicode.replace("Value", "\x1b[31mValue\x1b[0m")
     assert one_line(unicode) == one_line(plain) == one_line(coloured) == "--a.b: c must be 1"
 
 
 def test_score_text():
     assert score_text("simulus/Catch-v0", Evaluation((1.0,), (9,))) == "return 1.00 over 1 episodes"
-    assert score_text("ALE/Pong-v5", Evaluation((-20.7, 14.6), (1, 1))).endswith("human-normalised 0.500")
+    assert score_text("ALE/Pong-v5", Evaluation((-20.7, 14.6), (1, 1))).endswith(
+        "human-normalised 0.500"
+    )
     assert "human" not in score_text("ALE/Adventure-v5", Evaluation((1.0, 2.0), (1, 1)))
 
 

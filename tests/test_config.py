@@ -1,4 +1,5 @@
-"""Configuration: published sizes, costs against a slow count, round trips, and that every mistake names its field."""
+"""Configuration: published sizes, costs against a slow count, round trips, and that every mistake
+names its field."""
 import dataclasses
 import json
 import math
@@ -10,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb.config import (PRESETS, CollectConfig, Config, CTraining, MTraining, atari100k, catch, check_fit, check_ranges, cost, differences,
-                               flat, is_json, overlay, preset, preset_for, rem)
+from simulus_nb.config import (
+    PRESETS, CollectConfig, Config, CTraining, MTraining, atari100k, catch, check_fit, check_ranges,
+    cost, differences, flat, is_json, overlay, preset, preset_for, rem
+)
 from simulus_nb.retnet import head_decays
 from simulus_nb.spaces import UserError
 
@@ -36,7 +39,8 @@ def test_presets_are_valid_and_survive_json(name):
     text = json.dumps(config.to_json(), allow_nan=False)
     again = Config.from_json(json.loads(text))
     assert again == config and json.dumps(again.to_json()) == text
-    assert all(type(a) is type(b) for a, b in zip(flat(again).values(), flat(config).values()))       # tuples are tuples again
+    # tuples are tuples again
+    assert all(type(a) is type(b) for a, b in zip(flat(again).values(), flat(config).values()))
 
 
 PUBLISHED = ("atari100k", "rem", "dmc", "craftax")
@@ -46,14 +50,23 @@ CLAIMS = json.loads((Path(__file__).parents[1] / "nbs" / "data" / "settings.json
 def claimed(kind, name):
     "The settings of a preset that `nbs/data/settings.json` calls published or ours."
     other = {"published": "ours", "ours": "published"}[kind]
-    return {k: v for k, v in (CLAIMS[kind]["all"] | CLAIMS[kind][name]).items() if k not in CLAIMS[other][name]}
+    return {
+        k: v
+        for k, v in (CLAIMS[kind]["all"] | CLAIMS[kind][name]).items()
+        if k not in CLAIMS[other][name]
+    }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_setting_of_a_published_preset_is_published_or_has_a_reason(name):
-    mine, published, ours = json.loads(json.dumps(flat(preset(name)))), claimed("published", name), claimed("ours", name)
+    mine, published, ours = (
+        json.loads(json.dumps(flat(preset(name)))), claimed("published", name),
+        claimed("ours", name)
+    )
     assert not set(published) & set(ours)
-    assert set(mine) - set(published) - set(ours) == set(), "say in nbs/data/settings.json where these come from"
+    assert set(mine) - set(published) - set(ours) == set(), (
+        "say in nbs/data/settings.json where these come from"
+    )
     assert (set(published) | set(ours)) - set(mine) == set()
     assert {k: mine[k] for k in published} == published
     assert all(isinstance(why, str) and why for why in ours.values())
@@ -62,7 +75,10 @@ def test_every_setting_of_a_published_preset_is_published_or_has_a_reason(name):
 
 def test_the_comparison_notices_a_wrong_number():
     published = claimed("published", "atari100k")
-    for name, value in {"train_c.critic_first": 5, "precision": "auto", "train_v.weight_decay": 0.0, "evaluation.every": 0}.items():
+    for name, value in {
+        "train_c.critic_first": 5, "precision": "auto", "train_v.weight_decay": 0.0,
+        "evaluation.every": 0
+    }.items():
         assert published[name] != value and flat(atari100k().change({name: value}))[name] == value
 
 
@@ -70,51 +86,76 @@ def test_windows_of_rem_are_32_to_512_tokens():
     retnet = rem().world_model.retnet
     decay = head_decays(retnet.heads, retnet.windows, block=65)
     assert torch.allclose(1 / (1 - decay[[0, -1]]), torch.tensor([32.0, 512.0]).double())
-    assert Config().change({"world_model.retnet.windows": [0.01, 0.2]}).world_model.retnet.windows == (0.01, 0.2)
+    assert Config().change(
+        {"world_model.retnet.windows": [0.01, 0.2]}
+    ).world_model.retnet.windows == (0.01, 0.2)
 
 
 def test_published_runs_fit_their_replay_and_are_compared_by_differences():
     assert differences(Config(), atari100k()) == {
-        "precision": ("auto", "float32"), "train_v.weight_decay": (0, 0.01), "train_c.weight_decay": (0, 0.01),
-        "evaluation.every": (0, 20), "evaluation.interim": (20, 16)}
-    assert [cost(preset(n))["env_steps"] for n in PUBLISHED] == [100_000, 100_000, 500_000, 1_000_000]
-    for name in PUBLISHED:                                  # the whole run fits, with a last row for every episode
+        "precision": ("auto", "float32"), "train_v.weight_decay": (0, 0.01),
+        "train_c.weight_decay": (0, 0.01), "evaluation.every": (0, 20),
+        "evaluation.interim": (20, 16)
+    }
+    assert [cost(preset(n))["env_steps"] for n in PUBLISHED] == [
+        100_000, 100_000, 500_000, 1_000_000
+    ]
+    for name in PUBLISHED:                  # the whole run fits, with a last row for every episode
         assert preset(name).collect.capacity >= 1.01 * cost(preset(name))["env_steps"]
 
 
 def test_every_family_of_worlds_has_its_preset():
     for name in ("catch", "small", "minigrid", "minatar", "dmc-small", "craftax-small"):
         assert preset_for(preset(name).env) == name
-    assert preset_for("ALE/Pong-v5") == "atari100k" and preset_for("BabyAI-GoToObj-v0") == "minigrid" and preset_for("package:World-v3") == "small"
+    assert (
+        preset_for("ALE/Pong-v5") == "atari100k"
+        and preset_for("BabyAI-GoToObj-v0") == "minigrid"
+        and preset_for("package:World-v3") == "small"
+    )
 
 
 def test_published_cost():
-    assert {k: cost(atari100k())[k] for k in ("env_steps", "v", "m", "c")} == {"env_steps": 100_000, "v": 119_000, "m": 115_000, "c": 44_000}
+    assert {k: cost(atari100k())[k] for k in ("env_steps", "v", "m", "c")} == {
+        "env_steps": 100_000, "v": 119_000, "m": 115_000, "c": 44_000
+    }
 
 
 @few
-@given(st.integers(1, 30), st.integers(0, 30), st.integers(1, 20), st.integers(1, 7), st.tuples(*[st.integers(0, 40)] * 3), st.tuples(*[st.integers(0, 9)] * 3))
+@given(
+    st.integers(1, 30), st.integers(0, 30), st.integers(1, 20), st.integers(1, 7),
+    st.tuples(*[st.integers(0, 40)] * 3), st.tuples(*[st.integers(0, 9)] * 3)
+)
 def test_cost_equals_counting(collecting, learn_on, steps, envs, start, updates):
     epochs = collecting + learn_on
-    c = atari100k().change({"epochs": epochs, "learn_on": learn_on, "collect.steps": steps, "collect.num_envs": envs,
-                            **{f"train_{k}.start": s for k, s in zip("vmc", start)}, **{f"train_{k}.steps": u for k, u in zip("vmc", updates)}})
+    c = atari100k().change(
+        {
+            "epochs": epochs, "learn_on": learn_on, "collect.steps": steps,
+            "collect.num_envs": envs, **{f"train_{k}.start": s for k, s in zip("vmc", start)},
+            **{f"train_{k}.steps": u for k, u in zip("vmc", updates)}
+        }
+    )
     count = dict(env_steps=0, v=0, m=0, c=0)
     for epoch in range(epochs):
         played = 0
         while epoch < collecting and played < steps:
-            played += envs                                                  # a round of all environments
+            played += envs                                          # a round of all environments
         count["env_steps"] += played
         for k, s, u in zip("vmc", start, updates):
             count[k] += u * (epoch >= s)
     found = cost(c)
-    assert c.for_steps(found["env_steps"]) == c                             # the budget is counted back to the epochs
+    assert c.for_steps(found["env_steps"]) == c         # the budget is counted back to the epochs
     assert {k: found[k] for k in count} == count
     S = count["env_steps"]
-    assert math.isclose(found["v_reuse"] * S, count["v"] * 128) and math.isclose(found["m_reuse"] * S, count["m"] * 320)
+    assert math.isclose(found["v_reuse"] * S, count["v"] * 128) and math.isclose(
+        found["m_reuse"] * S, count["m"] * 320
+    )
     assert math.isclose(found["c_dreamed"] * S, count["c"] * 128 * 8)
 
 
-@pytest.mark.parametrize("name,field,value", [(n, f, v) for n, f, v in leaves(Config()) if "low" in f.metadata or "high" in f.metadata])
+@pytest.mark.parametrize(
+    "name,field,value",
+    [(n, f, v) for n, f, v in leaves(Config()) if "low" in f.metadata or "high" in f.metadata]
+)
 def test_every_range_is_enforced_and_named(name, field, value):
     many = isinstance(value, tuple)
     for bound, step in (("low", -1), ("high", 1)):
@@ -133,14 +174,18 @@ def test_every_field_refuses_another_type(name, field, value):
         Config().change({name: wrong})
 
 
-@pytest.mark.parametrize("name,field,value", [x for x in leaves(Config()) if not x[0].startswith("tokenizer.image.")])
+@pytest.mark.parametrize(
+    "name,field,value", [x for x in leaves(Config()) if not x[0].startswith("tokenizer.image.")]
+)
 def test_every_field_has_a_line_of_help(name, field, value):
     assert field.metadata["help"] and "\n" not in field.metadata["help"]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_are_finite(bad):
-    for name in ("train_m.lr", "train_c.clip", "evaluation.temperature", "world_model.reward_limit"):
+    for name in (
+        "train_m.lr", "train_c.clip", "evaluation.temperature", "world_model.reward_limit"
+    ):
         with pytest.raises(UserError, match="finite"):
             Config().change({name: bad})
 
@@ -149,7 +194,8 @@ def test_numbers_are_finite(bad):
     ({"train_m.context": 10}, "train_m.segment"),
     ({"collect.capacity": 209, "collect.num_envs": 10}, "collect.capacity = 209 is too small"),
     ({"world_model.retnet.width": 258}, "multiple of 2 \\* heads"),
-    ({"world_model.retnet.width": 260, "world_model.retnet.heads": 52}, "multiple of 2 \\* heads"),          # heads of width 5
+    # heads of width 5
+    ({"world_model.retnet.width": 260, "world_model.retnet.heads": 52}, "multiple of 2 \\* heads"),
     ({"world_model.retnet.windows": [16, 4]}, "windows"),
     ({"tokenizer.image.norm_groups": 5}, "norm_groups"),
     ({"tokenizer.image.image_size": 68}, "halved"),
@@ -179,14 +225,17 @@ def test_checks_without_json():
     with pytest.raises(UserError, match="env_options"):
         Config(env_options={"f": len})
     with pytest.raises(UserError, match="env_options"):
-        Config(env_options={1: 2})                                          # would come back as {"1": 2}
+        Config(env_options={1: 2})                                  # would come back as {"1": 2}
     with pytest.raises(dataclasses.FrozenInstanceError):
         catch().epochs = 3
-    assert MTraining(lr=-1).lr == -1                                        # a part is checked when it becomes part of a whole
+    assert MTraining(lr=-1).lr == -1            # a part is checked when it becomes part of a whole
 
 
 def test_unknown_names():
-    for make in (lambda: Config.from_json({"train_m": {"lrr": 1}}), lambda: Config().change({"train_m.lrr": 1})):
+    for make in (
+        lambda: Config.from_json({"train_m": {"lrr": 1}}),
+        lambda: Config().change({"train_m.lrr": 1})
+    ):
         with pytest.raises(UserError, match="train_m.lrr"):
             make()
     with pytest.raises(UserError, match="no group train_x"):
@@ -203,17 +252,33 @@ def test_unknown_names():
 @few
 @given(st.data())
 def test_change_writes_exactly_what_it_is_given(data):
-    numbers = [(n, v) for n, _, v in leaves(Config()) if type(v) is int and n.startswith(("train_", "evaluation", "collect.steps", "epochs"))]
-    chosen = data.draw(st.dictionaries(st.sampled_from([n for n, _ in numbers if "context" not in n]), st.integers(10, 10_000), max_size=5))
+    numbers = [
+        (n, v)
+        for n, _, v in leaves(Config())
+        if type(v) is int and n.startswith(("train_", "evaluation", "collect.steps", "epochs"))
+    ]
+    chosen = data.draw(
+        st.dictionaries(
+            st.sampled_from([n for n, _ in numbers if "context" not in n]), st.integers(10, 10_000),
+            max_size=5
+        )
+    )
     base = Config().change({"learn_on": 0})
     changed = base.change(chosen)
-    assert differences(base, changed) == {n: (flat(base)[n], v) for n, v in chosen.items() if v != flat(base)[n]}
-    assert base == Config().change({"learn_on": 0})                         # the original is untouched
+    assert differences(base, changed) == {
+        n: (flat(base)[n], v) for n, v in chosen.items() if v != flat(base)[n]
+    }
+    assert base == Config().change({"learn_on": 0})                     # the original is untouched
     assert changed.change({n: flat(base)[n] for n in chosen}) == base
 
 
 def test_small_helpers():
     assert overlay({"a": {"b": 1, "c": 2}}, {"a.b": 3}) == {"a": {"b": 3, "c": 2}}
-    assert is_json({"a": [1, "x", None, True]}) and not is_json({"a": float("nan")}) and not is_json({1: 2}) and not is_json({"a": (1,)})
+    assert (
+        is_json({"a": [1, "x", None, True]})
+        and not is_json({"a": float("nan")})
+        and not is_json({1: 2})
+        and not is_json({"a": (1,)})
+    )
     assert set(flat(Config())) == {n for n, _, _ in leaves(Config())}
     assert differences(Config(), Config()) == {}

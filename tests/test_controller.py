@@ -1,4 +1,5 @@
-"C: whole sequence = step by step, padding, causality, rows, gradients, distributions; the LSTM against nn.LSTMCell, probabilities against torch.distributions."
+"""C: whole sequence = step by step, padding, causality, rows, gradients, distributions; the LSTM
+against nn.LSTMCell, probabilities against torch.distributions."""
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -6,8 +7,10 @@ from torch import nn
 from torch.distributions import Categorical, Independent
 
 from simulus_nb.accelerate import rounded
-from simulus_nb.controller import (ActorCritic, Controller, ControllerConfig, ModalityEncoder, Trunk, entropy, log_prob,
-                                   sample_categorical)
+from simulus_nb.controller import (
+    ActorCritic, Controller, ControllerConfig, ModalityEncoder, Trunk, entropy, log_prob,
+    sample_categorical
+)
 from simulus_nb.imagination import ControllerLossConfig, Dream, controller_loss
 from simulus_nb.returns import ReturnScale
 from simulus_nb.spaces import ActionSpec, TokenGroup, TokenLayout
@@ -17,16 +20,25 @@ IMAGE = TokenGroup("obs", "image", 4, (8,), grid=(2, 2))
 VECTOR = TokenGroup("sensor", "vector", 3, (9,))
 LIGHTS = TokenGroup("lights", "categorical", 2, (5,), sizes=(5, 2))
 MAP = TokenGroup("map", "grid", 6, (4, 3), grid=(2, 3))
-LAYOUTS = {"image": TokenLayout((IMAGE,)), "vector": TokenLayout((VECTOR,)), "all": TokenLayout((IMAGE, VECTOR, LIGHTS, MAP))}
-ACTIONS = {"discrete": ActionSpec("discrete", (5,)), "multidiscrete": ActionSpec("multidiscrete", (4, 2, 3)),
-           "continuous": ActionSpec("continuous", (7, 7), (-1.0, -1.0), (1.0, 1.0), (2,), "float32")}
+LAYOUTS = {
+    "image": TokenLayout((IMAGE,)), "vector": TokenLayout((VECTOR,)),
+    "all": TokenLayout((IMAGE, VECTOR, LIGHTS, MAP))
+}
+ACTIONS = {
+    "discrete": ActionSpec("discrete", (5,)),
+    "multidiscrete": ActionSpec("multidiscrete", (4, 2, 3)),
+    "continuous": ActionSpec("continuous", (7, 7), (-1.0, -1.0), (1.0, 1.0), (2,), "float32")
+}
 BOOK = torch.randn(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def make(layout="all", actions="multidiscrete", shared=True, heads=True, seed=0):
     torch.manual_seed(seed)
     learned = {"obs": BOOK} if layout != "vector" else {}
-    C = Controller(LAYOUTS[layout], ACTIONS[actions], ControllerConfig(width=12, channels=(5, 4), embedding=4, shared=shared), lambda: learned).double()
+    C = Controller(
+        LAYOUTS[layout], ACTIONS[actions],
+        ControllerConfig(width=12, channels=(5, 4), embedding=4, shared=shared), lambda: learned
+    ).double()
     if heads:
         for layer in (C.actor, C.critic):
             nn.init.normal_(layer.weight)
@@ -35,10 +47,17 @@ def make(layout="all", actions="multidiscrete", shared=True, heads=True, seed=0)
 
 def tokens(C, B, T, seed=0):
     g = torch.Generator().manual_seed(seed)
-    sizes = torch.tensor([n for group in C.trunks[0].layout.groups for _, n in
-                          zip(range(group.symbols), list(group.sizes or group.vocab * group.count))])
+    sizes = torch.tensor(
+        [
+            n
+            for group in C.trunks[0].layout.groups
+            for _, n in zip(range(group.symbols), list(group.sizes or group.vocab * group.count))
+        ]
+    )
     z = (torch.rand(B, T, len(sizes), generator=g) * sizes).long()
-    return z, (torch.rand(B, T, C.action_spec.count, generator=g) * torch.tensor(C.action_spec.nvec)).long()
+    return z, (
+        torch.rand(B, T, C.action_spec.count, generator=g) * torch.tensor(C.action_spec.nvec)
+    ).long()
 
 
 def stepwise(C, z, action, state=None):
@@ -103,7 +122,11 @@ def test_padding_is_forgotten(B, T, seed, shared):
     begin = torch.randint(T + 1, (B,), generator=torch.Generator().manual_seed(seed))
     state = C.remember(z, action, torch.arange(T) >= begin[:, None])
     for b in range(B):
-        alone = C(z[b : b + 1, begin[b]:], action[b : b + 1, begin[b]:])[2] if begin[b] < T else C.initial_state(1)
+        alone = (
+            C(z[b : b + 1, begin[b] :], action[b : b + 1, begin[b] :])[2]
+            if begin[b] < T
+            else C.initial_state(1)
+        )
         for s, a in zip(state, alone):
             close(s[:, b], a[:, 0])
 
@@ -114,13 +137,15 @@ def test_causality(layout):
     z, action = tokens(C, 2, 6)
     logits, value, _ = C(z, action)
     z2, a2 = z.clone(), action.clone()
-    z2[:, 4:], a2[:, 3:] = (z2[:, 4:] + 1) % 8, (a2[:, 3:] + 1) % 5      # a_3 (0-based) comes after z_3
+    z2[:, 4:], a2[:, 3:] = (z2[:, 4:] + 1) % 8, (a2[:, 3:] + 1) % 5  # a_3 (0-based) comes after z_3
     logits2, value2, _ = C(z2, a2)
     assert torch.equal(logits[:, :4], logits2[:, :4]) and torch.equal(value[:, :4], value2[:, :4])
     assert (logits[:, 4:] != logits2[:, 4:]).any(-1).all()
     a2 = action.clone()
-    a2[:, 2] = (a2[:, 2] + 1) % 5                                        # the past action does matter
-    assert torch.equal(C(z, a2)[0][:, :3], logits[:, :3]) and (C(z, a2)[0][:, 3] != logits[:, 3]).all()
+    a2[:, 2] = (a2[:, 2] + 1) % 5                                   # the past action does matter
+    assert (
+        torch.equal(C(z, a2)[0][:, :3], logits[:, :3]) and (C(z, a2)[0][:, 3] != logits[:, 3]).all()
+    )
 
 
 def test_rows_never_mix():
@@ -135,7 +160,10 @@ def test_rows_never_mix():
 
 def test_codebook_gets_no_gradient_and_everything_else_does():
     book = BOOK.clone().requires_grad_()
-    C = Controller(LAYOUTS["all"], ACTIONS["multidiscrete"], ControllerConfig(width=12, channels=(5, 4), embedding=4), lambda: {"obs": book}).double()
+    C = Controller(
+        LAYOUTS["all"], ACTIONS["multidiscrete"],
+        ControllerConfig(width=12, channels=(5, 4), embedding=4), lambda: {"obs": book}
+    ).double()
     for layer in (C.actor, C.critic):
         nn.init.normal_(layer.weight)
     z, action = tokens(C, 6, 4)
@@ -149,7 +177,10 @@ def test_separate_trunks_keep_gradients_apart():
     C = make(shared=False)
     z, action = tokens(C, 2, 3)
     C(z, action)[1].square().sum().backward()
-    assert all(p.grad is None or not p.grad.any() for p in [*C.trunks[0].parameters(), *C.actor.parameters()])
+    assert all(
+        p.grad is None or not p.grad.any()
+        for p in [*C.trunks[0].parameters(), *C.actor.parameters()]
+    )
     assert any(p.grad.any() for p in C.trunks[1].parameters())
 
 
@@ -171,12 +202,22 @@ def test_atari_shapes_and_size():
     encoder, seen = ModalityEncoder(frame, ControllerConfig(), lambda: book), []
     for m in encoder.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)):
-            m.register_forward_hook(lambda m, x, y: seen.append((tuple(x[0].shape), tuple(y.shape))))
+            m.register_forward_hook(
+                lambda m, x, y: seen.append((tuple(x[0].shape), tuple(y.shape)))
+            )
     assert encoder(torch.zeros(3, 64, dtype=torch.long)).shape == (3, 512)
-    assert seen == [((3, 256, 8, 8), (3, 128, 8, 8)), ((3, 128, 8, 8), (3, 64, 8, 8)), ((3, 4096), (3, 512))]
-    C = Controller(TokenLayout((frame,)), ActionSpec("discrete", (18,)), codebooks=lambda: {"obs": book})
+    assert seen == [
+        ((3, 256, 8, 8), (3, 128, 8, 8)), ((3, 128, 8, 8), (3, 64, 8, 8)), ((3, 4096), (3, 512))
+    ]
+    C = Controller(
+        TokenLayout((frame,)), ActionSpec("discrete", (18,)), codebooks=lambda: {"obs": book}
+    )
     assert sum(p.numel() for p in C.parameters()) == 4_653_395
-    assert isinstance(C, ActorCritic) and isinstance(C.trunks[0], Trunk) and isinstance(C.trunks[0].fuse, nn.Identity)
+    assert (
+        isinstance(C, ActorCritic)
+        and isinstance(C.trunks[0], Trunk)
+        and isinstance(C.trunks[0].fuse, nn.Identity)
+    )
 
 
 def test_grid_sees_where_things_are():
@@ -208,7 +249,9 @@ def test_probabilities_are_those_of_torch_distributions(nvec, seed):
     want = Independent(Categorical(logits=masked), 1)
     action = (torch.rand(7, len(nvec), generator=g) * torch.tensor(nvec)).long()
     close(log_prob(masked, action, "multidiscrete"), want.log_prob(action))
-    each = torch.stack([Categorical(logits=logits[:, j, :n]).entropy() for j, n in enumerate(nvec)], -1)
+    each = torch.stack(
+        [Categorical(logits=logits[:, j, :n]).entropy() for j, n in enumerate(nvec)], -1
+    )
     close(entropy(masked, "multidiscrete"), each.sum(-1))
     close(entropy(masked, "continuous"), each.mean(-1))
     close(log_prob(masked, action, "continuous"), want.log_prob(action) / len(nvec))
@@ -219,7 +262,9 @@ def test_masked_options_never_make_nan(dtype):
     logits = torch.zeros(2, 4, dtype=dtype)
     logits[:, 2:] = torch.finfo(dtype).min
     logits = logits[None].requires_grad_()
-    out = entropy(logits, "multidiscrete") + log_prob(logits, torch.zeros(1, 2, dtype=torch.long), "multidiscrete")
+    out = entropy(logits, "multidiscrete") + log_prob(
+        logits, torch.zeros(1, 2, dtype=torch.long), "multidiscrete"
+    )
     assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     (grad,) = torch.autograd.grad(out.sum(), logits)
     assert out.isfinite().all() and grad.isfinite().all() and (grad[..., 2:] == 0).all()
@@ -228,7 +273,9 @@ def test_masked_options_never_make_nan(dtype):
 def test_entropy_and_log_prob_gradients():
     logits = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     action = torch.randint(4, (2, 3))
-    assert torch.autograd.gradcheck(lambda x: (entropy(x, "discrete"), log_prob(x, action, "continuous")), logits)
+    assert torch.autograd.gradcheck(
+        lambda x: (entropy(x, "discrete"), log_prob(x, action, "continuous")), logits
+    )
 
 
 @settings(deadline=None, max_examples=8)
@@ -239,7 +286,8 @@ def test_race_draws_from_softmax(N, seed, spread):
     drawn = sample_categorical(logits.expand(n, N), g)
     p = logits.double().softmax(-1)
     chi2 = ((torch.bincount(drawn, minlength=N) - n * p).square() / (n * p)).sum()
-    assert chi2 < N - 1 + 6 * (2 * (N - 1)) ** 0.5 + 8              # far in the tail for N - 1 degrees of freedom
+    # far in the tail for N - 1 degrees of freedom
+    assert chi2 < N - 1 + 6 * (2 * (N - 1)) ** 0.5 + 8
 
 
 def test_race_reproduces_and_respects_zeros():
@@ -256,10 +304,14 @@ def test_action_embedding_is_the_mean_over_dimensions():
 
 
 def bandit(kind, nvec, seed):
-    "C on a game of one step: its logits are the bias of the actor, its value is that of the critic. Every joint action once, each with a reward of its own."
+    """C on a game of one step: its logits are the bias of the actor, its value is that of the
+    critic. Every joint action once, each with a reward of its own."""
     g = torch.Generator().manual_seed(seed)
     bounds = ((0.0,) * len(nvec), (1.0,) * len(nvec)) if kind == "continuous" else ((), ())
-    C = Controller(TokenLayout((LIGHTS,)), ActionSpec(kind, nvec, *bounds), ControllerConfig(width=4, embedding=2)).double()
+    C = Controller(
+        TokenLayout((LIGHTS,)), ActionSpec(kind, nvec, *bounds),
+        ControllerConfig(width=4, embedding=2)
+    ).double()
     with torch.no_grad():
         for layer in (C.actor, C.critic):
             layer.bias.copy_(2 * torch.randn(layer.bias.shape, generator=g))
@@ -271,24 +323,40 @@ def one_step(C, action, reward):
     "Dreams (B,) that take one action, are paid and end: H = 2, and the second step is dead."
     B, first = len(action), lambda x: torch.stack([x, torch.zeros_like(x)], 1)
     one = torch.ones(B, dtype=torch.float64)
-    return Dream(torch.zeros(B, 2, 2, dtype=torch.long), first(action), first(reward), first(one), first(one), C.initial_state(B))
+    return Dream(
+        torch.zeros(B, 2, 2, dtype=torch.long), first(action), first(reward), first(one),
+        first(one), C.initial_state(B)
+    )
 
 
 def actor_gradient(C, action, reward, entropy_weight=0.0):
-    "Gradient of `controller_loss` on the actor's logits (K_a, N_a), and the return scale and value it used."
+    """Gradient of `controller_loss` on the actor's logits (K_a, N_a), and the return scale and
+    value it used."""
     scale = ReturnScale(window=1, batch=len(action)).double()
-    loss, metrics = controller_loss(C, one_step(C, action, reward), scale, ControllerLossConfig(entropy=entropy_weight))
-    assert metrics["return_scale"] <= 1                             # so the advantage is return minus value
-    return torch.autograd.grad(loss, C.actor.bias)[0].view(C.action_spec.count, -1), metrics["value"]
+    loss, metrics = controller_loss(
+        C, one_step(C, action, reward), scale, ControllerLossConfig(entropy=entropy_weight)
+    )
+    assert metrics["return_scale"] <= 1                     # so the advantage is return minus value
+    return torch.autograd.grad(loss, C.actor.bias)[0].view(C.action_spec.count, -1), metrics[
+        "value"
+    ]
 
 
 def policy(C):
     "π of every dimension (K_a, N_a) as plain softmax over the choices that exist."
     spec, rows = C.action_spec, C.actor.bias.view(C.action_spec.count, -1)
-    return torch.stack([nn.functional.pad(r[:n].softmax(0), (0, spec.vocab - n)) for r, n in zip(rows, spec.nvec)])
+    return torch.stack(
+        [nn.functional.pad(r[:n].softmax(0), (0, spec.vocab - n)) for r, n in zip(rows, spec.nvec)]
+    )
 
 
-BANDITS = pytest.mark.parametrize("kind, nvec", [("discrete", (5,)), ("multidiscrete", (4, 2, 3)), ("multidiscrete", (1, 3)), ("continuous", (5, 5)), ("continuous", (4, 1, 3)), ("continuous", (7,))])
+BANDITS = pytest.mark.parametrize(
+    "kind, nvec",
+    [
+        ("discrete", (5,)), ("multidiscrete", (4, 2, 3)), ("multidiscrete", (1, 3)),
+        ("continuous", (5, 5)), ("continuous", (4, 1, 3)), ("continuous", (7,))
+    ],
+)
 
 
 @BANDITS
@@ -297,11 +365,14 @@ def test_loss_gradient_is_softmax_minus_onehot_times_advantage(kind, nvec, weigh
     C, action, reward = bandit(kind, nvec, 0)
     grad, value = actor_gradient(C, action, reward, weight)
     p = policy(C).detach()
-    onehot = torch.stack([nn.functional.one_hot(action[:, j], p.shape[1]) for j in range(len(nvec))], 1)            # (B, K_a, N_a)
+    # (B, K_a, N_a)
+    onehot = torch.stack(
+        [nn.functional.one_hot(action[:, j], p.shape[1]) for j in range(len(nvec))], 1
+    )
     want = ((reward - value)[:, None, None] * (p - onehot)).mean(0)
     logp = p.clamp(min=1e-300).log()
     H = -(p * logp).sum(-1, keepdim=True)
-    want = want + weight * p * (logp + H)                           # minus the gradient of the entropy
+    want = want + weight * p * (logp + H)                       # minus the gradient of the entropy
     close(grad, want / (len(nvec) if kind == "continuous" else 1))
     exists = torch.arange(max(nvec)) < torch.tensor(nvec)[:, None]
     assert (grad[~exists] == 0).all() and (p[~exists] == 0).all()
@@ -309,17 +380,24 @@ def test_loss_gradient_is_softmax_minus_onehot_times_advantage(kind, nvec, weigh
 
 @BANDITS
 def test_expected_loss_gradient_is_that_of_the_expected_reward(kind, nvec):
-    "All joint actions weighted by their probability: ∇E[R] for a sum of log-probabilities, ∇E[R] / K_a for their mean; w ∇H likewise."
+    """All joint actions weighted by their probability: ∇E[R] for a sum of log-probabilities, ∇E[R]
+    / K_a for their mean; w ∇H likewise."""
     C, action, reward = bandit(kind, nvec, 1)
     weight = 0.4
     def joint():
         return policy(C)[torch.arange(len(nvec)), action].prod(-1)
     p = joint()
     each = policy(C)
-    H = -(p * p.clamp(min=1e-300).log()).sum()                      # of the joint distribution, not by dimension
+    H = -(p * p.clamp(min=1e-300).log()).sum()      # of the joint distribution, not by dimension
     (want,) = torch.autograd.grad((p * reward).sum() + weight * H, C.actor.bias)
-    close(p.sum(), torch.tensor(1.0, dtype=torch.float64)), close(each.sum(-1), torch.ones(len(nvec), dtype=torch.float64))
-    sampled = sum(p[i].detach() * actor_gradient(C, action[i : i + 1], reward[i : i + 1], weight)[0] for i in range(len(action)))
+    (
+        close(p.sum(), torch.tensor(1.0, dtype=torch.float64)),
+        close(each.sum(-1), torch.ones(len(nvec), dtype=torch.float64))
+    )
+    sampled = sum(
+        p[i].detach() * actor_gradient(C, action[i : i + 1], reward[i : i + 1], weight)[0]
+        for i in range(len(action))
+    )
     close(-sampled, want.view_as(sampled) / (len(nvec) if kind == "continuous" else 1))
     i, eps = int(want.abs().argmax()), 1e-5                         # and by differences
     def J():
@@ -346,16 +424,21 @@ def test_masked_heads_by_finite_differences(kind, sizes):
         (grad,) = torch.autograd.grad(out.sum(), logits, retain_graph=True)
         for j, n in enumerate(sizes):
             assert (grad[:, j, n:] == 0).all()
-            close(grad[:, j].sum(-1), torch.zeros(2, dtype=torch.float64))      # softmax does not feel a constant
+            # softmax does not feel a constant
+            close(grad[:, j].sum(-1), torch.zeros(2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("K_a", [1, 2, 6, 21])
 def test_mean_over_dimensions_does_not_grow_with_them(K_a):
-    "K_a dimensions that share their logits send them the same gradient as one, K_a times as much when summed."
+    """K_a dimensions that share their logits send them the same gradient as one, K_a times as much
+    when summed."""
     shared = torch.randn(9, dtype=torch.float64, requires_grad=True)
     action = torch.full((K_a,), 4)
     slope = lambda f, n, kind: torch.autograd.grad(f(n, kind), shared)[0]
-    for f in (lambda n, kind: log_prob(shared.expand(n, 9), action[:n], kind), lambda n, kind: entropy(shared.expand(n, 9), kind)):
+    for f in (
+        lambda n, kind: log_prob(shared.expand(n, 9), action[:n], kind),
+        lambda n, kind: entropy(shared.expand(n, 9), kind)
+    ):
         close(slope(f, K_a, "continuous"), slope(f, 1, "continuous"))
         close(slope(f, K_a, "multidiscrete"), K_a * slope(f, 1, "multidiscrete"))
 
@@ -366,12 +449,18 @@ def test_force_on_the_trunk(kind):
     norms = []
     for K_a in (1, 8):
         torch.manual_seed(0)
-        spec = ActionSpec(kind, (5,) * K_a, *(((0.0,) * K_a, (1.0,) * K_a) if kind == "continuous" else ()))
-        C = Controller(TokenLayout((VECTOR,)), spec, ControllerConfig(width=6, embedding=3, shared=False)).double()
+        spec = ActionSpec(
+            kind, (5,) * K_a, *(((0.0,) * K_a, (1.0,) * K_a) if kind == "continuous" else ())
+        )
+        C = Controller(
+            TokenLayout((VECTOR,)), spec, ControllerConfig(width=6, embedding=3, shared=False)
+        ).double()
         row = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         with torch.no_grad():
             C.actor.weight.copy_(row.repeat(K_a, 1))
         h = torch.ones(2, 1, 6, dtype=torch.float64, requires_grad=True)
-        grad = torch.autograd.grad(log_prob(C.heads(h)[0], torch.full((1, K_a), 3), kind).sum(), h)[0]
+        grad = torch.autograd.grad(log_prob(C.heads(h)[0], torch.full((1, K_a), 3), kind).sum(), h)[
+            0
+        ]
         norms.append(grad.norm())
     close(norms[1], norms[0] * (8 if kind == "multidiscrete" else 1))

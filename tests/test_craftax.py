@@ -1,9 +1,9 @@
-"""Craftax: floats to whole numbers and back (anywhere), and the worlds themselves (where the package `craftax` is installed)."""
+"""Craftax: floats to whole numbers and back (anywhere), and the worlds themselves (where the
+package `craftax` is installed)."""
 import importlib.util
 import json
 import sys
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -12,10 +12,12 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb import craftax_env
 from simulus_nb.agent import Agent
 from simulus_nb.config import preset
-from simulus_nb.craftax_env import BLOCK_COLOURS, CLASSIC, FULL, CraftaxClassicSymbolic, CraftaxSymbolic, compiled, endings, pack, picture, unpack
+from simulus_nb.craftax_env import (
+    BLOCK_COLOURS, CLASSIC, FULL, CraftaxClassicSymbolic, CraftaxSymbolic, compiled, endings, pack,
+    picture, unpack
+)
 from simulus_nb.envs import make_env
 from simulus_nb.spaces import ObsSpec, UserError
 from simulus_nb.tokenizer import MultiModalTokenizer, TokenizerConfig
@@ -29,7 +31,10 @@ def random_obs(layout, seed, lead=()):
     cells = rng.integers(layout.counts, size=(*lead, layout.rows, layout.cols, len(layout.counts)))
     if layout.counts[-1] == 2:
         cells *= cells[..., -1:]
-    return dict(map=cells, vector=rng.random((*lead, len(layout.numbers)), dtype=np.float32), direction=rng.integers(4, size=lead))
+    return dict(
+        map=cells, vector=rng.random((*lead, len(layout.numbers)), dtype=np.float32),
+        direction=rng.integers(4, size=lead)
+    )
 
 
 # ---- the observation, without the package
@@ -58,7 +63,9 @@ def test_every_part_of_a_cell_has_one_float_set_or_none(layout):
 
 
 def test_sizes_are_the_published_ones():
-    assert (FULL.size, CLASSIC.size) == (8268, 1345) and (len(FULL.numbers), len(CLASSIC.numbers)) == (47, 18)
+    assert (FULL.size, CLASSIC.size) == (8268, 1345) and (
+        len(FULL.numbers), len(CLASSIC.numbers)
+    ) == (47, 18)
     assert len(set(FULL.numbers)) == 47 and len(set(CLASSIC.numbers)) == 18
     assert FULL.counts == (37, 5, 41, 2) and CLASSIC.counts == (17, 5) and len(BLOCK_COLOURS) == 37
 
@@ -78,12 +85,21 @@ def test_a_creature_hides_the_missile_above_it_and_nothing_else():
 @pytest.mark.parametrize("patch", [1, 2, 3])
 def test_the_tokenizer_takes_the_space_as_it_is(layout, patch):
     spec = ObsSpec.from_space(layout.space())
-    assert {m.key: m.kind for m in spec.modalities} == {"map": "grid", "vector": "vector", "direction": "categorical"}
-    tokenizer, obs = MultiModalTokenizer(spec, TokenizerConfig(grid_patch=patch)), random_obs(layout, 2, (3,))
-    assert tokenizer.layout.K == -(-layout.rows // patch) * -(-layout.cols // patch) + len(layout.numbers) + 1
+    assert {m.key: m.kind for m in spec.modalities} == {
+        "map": "grid", "vector": "vector", "direction": "categorical"
+    }
+    tokenizer, obs = (
+        MultiModalTokenizer(spec, TokenizerConfig(grid_patch=patch)), random_obs(layout, 2, (3,))
+    )
+    assert (
+        tokenizer.layout.K
+        == -(-layout.rows // patch) * -(-layout.cols // patch) + len(layout.numbers) + 1
+    )
     tensors = {k: torch.from_numpy(x) for k, x in spec.flatten(obs, batch=True).items()}
     back = tokenizer.decode(tokenizer.encode(tensors))
-    assert torch.equal(back["map"], tensors["map"]) and torch.equal(back["direction"], tensors["direction"])
+    assert torch.equal(back["map"], tensors["map"]) and torch.equal(
+        back["direction"], tensors["direction"]
+    )
     assert (back["vector"] - tensors["vector"]).abs().max() < 2 * (np.exp(0.0458 / 2) - 1)
 
 
@@ -106,17 +122,30 @@ def test_without_the_package_the_error_names_the_command(cls, monkeypatch):
     compiled.cache_clear()
     for name in ("jax", "craftax", "craftax.craftax_env"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r'needs an optional package: pip install "simulus-nb\[craftax\]"'):
+    with pytest.raises(
+        UserError, match=r'needs an optional package: pip install "simulus-nb\[craftax\]"'
+    ):
         cls()
 
 
 def test_importing_the_module_does_not_import_jax():
     import subprocess
-    code = "import sys, simulus_nb.craftax_env; print([m for m in ('jax', 'craftax') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, simulus_nb.craftax_env; print([m for m in ('jax', "
+        "'craftax') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
-@given(over=st.lists(st.booleans(), min_size=1, max_size=5), clock=st.integers(0, 20), limit=st.integers(1, 20))
+@given(
+    over=st.lists(st.booleans(), min_size=1, max_size=5), clock=st.integers(0, 20),
+    limit=st.integers(1, 20)
+)
 def test_an_end_is_of_one_kind_at_most(over, clock, limit):
     over, clock = np.array(over), np.full(len(over), clock)
     terminated, truncated = endings(over, clock, limit)
@@ -132,11 +161,17 @@ def test_a_scale_out_of_range_is_refused(scale):
 
 # ---- the worlds, where the package is installed
 
-needs_craftax = pytest.mark.skipif(not importlib.util.find_spec("craftax"), reason="needs the package craftax")
-WORLDS = pytest.mark.parametrize("cls", [CraftaxClassicSymbolic, CraftaxSymbolic], ids=["classic", "full"])
+needs_craftax = pytest.mark.skipif(
+    not importlib.util.find_spec("craftax"), reason="needs the package craftax"
+)
+WORLDS = pytest.mark.parametrize(
+    "cls", [CraftaxClassicSymbolic, CraftaxSymbolic], ids=["classic", "full"]
+)
 
 
-@pytest.fixture(scope="module", params=[CraftaxClassicSymbolic, CraftaxSymbolic], ids=["classic", "full"])
+@pytest.fixture(
+    scope="module", params=[CraftaxClassicSymbolic, CraftaxSymbolic], ids=["classic", "full"]
+)
 def env(request):
     pytest.importorskip("craftax")
     return request.param()
@@ -166,8 +201,9 @@ def test_the_packages_own_floats_there_and_back(env):
         assert flat.shape == (env.layout.size,)
         read = unpack(flat, env.layout)
         assert np.array_equal(read["map"], obs["map"]) and read["direction"] == obs["direction"]
-        np.testing.assert_allclose(obs["vector"], read["vector"], rtol=1e-6, atol=1e-7)     # two compilations may round differently
-        assert np.array_equal(pack(read, env.layout), flat)                                 # bit for bit
+        # two compilations may round differently
+        np.testing.assert_allclose(obs["vector"], read["vector"], rtol=1e-6, atol=1e-7)
+        assert np.array_equal(pack(read, env.layout), flat)                         # bit for bit
         exact += np.array_equal(pack(obs, env.layout), flat)
         obs, _, terminated, truncated, _ = env.step(int(rng.integers(env.action_space.n)))
         if terminated or truncated:
@@ -181,7 +217,9 @@ def test_gymnasiums_checker_is_content(env):
 
 def test_the_same_seed_gives_the_same_life_and_another_seed_another(env):
     a, b, c = play(env, 60, 3), play(env, 60, 3), play(env, 60, 4)
-    same = lambda u, v: all(np.array_equal(x[0][k], y[0][k]) and x[2:] == y[2:] for x, y in zip(u, v) for k in x[0])
+    same = lambda u, v: all(
+        np.array_equal(x[0][k], y[0][k]) and x[2:] == y[2:] for x, y in zip(u, v) for k in x[0]
+    )
     assert same(a, b) and not same(a, c)
 
 
@@ -203,14 +241,20 @@ def test_observations_handed_out_are_not_changed_afterwards(env):
     for _ in range(5):
         env.step(1)
     assert all(np.array_equal(kept[k], obs[k]) for k in obs)
-    obs["map"][:] = 0                                                   # and they belong to whoever got them
+    obs["map"][:] = 0                                       # and they belong to whoever got them
 
 
 def test_death_terminates_and_reports_achievements_the_clock_truncates(env):
     env.reset(seed=1)
     state, key = env.carry
     woody = state.replace(achievements=state.achievements.at[0].set(True))
-    env.carry = woody.replace(player_health=woody.player_health * 0, player_food=woody.player_food * 0, player_drink=woody.player_drink * 0), key
+    env.carry = (
+        woody.replace(
+            player_health=woody.player_health * 0, player_food=woody.player_food * 0,
+            player_drink=woody.player_drink * 0
+        ),
+        key,
+    )
     _, _, terminated, truncated, info = env.step(0)
     assert terminated and not truncated and info == {"achievements": ["collect_wood"]}
     from craftax.craftax_env import make_craftax_env_from_name
@@ -221,18 +265,25 @@ def test_death_terminates_and_reports_achievements_the_clock_truncates(env):
     assert not terminated and not truncated and info == {}
     _, _, terminated, truncated, info = env.step(0)
     assert not terminated and truncated and info == {"achievements": []}
-    assert env.programs.step._cache_size() == 1                         # no second compilation, whatever the state came from
+    # no second compilation, whatever the state came from
+    assert env.programs.step._cache_size() == 1
 
 
 def test_scale_multiplies_the_numbers_and_nothing_else(env):
     double = type(env)(scale=2.0)
     (a, _), (b, _) = env.reset(seed=2), double.reset(seed=2)
-    assert np.array_equal(a["map"], b["map"]) and np.array_equal(2 * a["vector"], b["vector"]) and a["vector"].any()
+    assert (
+        np.array_equal(a["map"], b["map"])
+        and np.array_equal(2 * a["vector"], b["vector"])
+        and a["vector"].any()
+    )
     assert np.array_equal(env.render(), double.render()) and double.observation_space.contains(b)
 
 
 @needs_craftax
-@pytest.mark.parametrize("env_id", ["simulus/Craftax-Symbolic-v1", "simulus/Craftax-Classic-Symbolic-v1"])
+@pytest.mark.parametrize(
+    "env_id", ["simulus/Craftax-Symbolic-v1", "simulus/Craftax-Classic-Symbolic-v1"]
+)
 def test_ids_make_the_worlds(env_id):
     env = make_env(env_id, image_size=32, max_episode_steps=3)
     obs, _ = env.reset(seed=0)
@@ -245,18 +296,30 @@ def test_ids_make_the_worlds(env_id):
 @pytest.mark.slow
 def test_the_whole_agent_trains_saves_loads_and_acts(tmp_path):
     from simulus_nb.trainer import Trainer
-    config = preset("craftax-small").change({
-        "epochs": 2, "save_every": 2, "threads": 1, "learn_on": 0, "collect.steps": 80, "collect.num_envs": 2, "collect.capacity": 2_000,
-        "env_options": {"scale": 2.0, "max_episode_steps": 60},
-        "world_model.retnet.width": 32, "world_model.retnet.layers": 1, "controller.width": 32, "controller.channels": [8, 8], "controller.embedding": 8,
-        "train_m.batch": 4, "train_m.segment": 6, "train_m.steps": 12, "train_m.start": 0,
-        "train_c.batch": 4, "train_c.burn_in": 3, "train_c.horizon": 4, "train_c.steps": 2, "train_c.start": 1,
-        "evaluation.episodes": 2, "evaluation.num_envs": 2, "evaluation.every": 0})
+    config = preset("craftax-small").change(
+        {
+            "epochs": 2, "save_every": 2, "threads": 1, "learn_on": 0, "collect.steps": 80,
+            "collect.num_envs": 2, "collect.capacity": 2_000,
+            "env_options": {"scale": 2.0, "max_episode_steps": 60}, "world_model.retnet.width": 32,
+            "world_model.retnet.layers": 1, "controller.width": 32, "controller.channels": [8, 8],
+            "controller.embedding": 8, "train_m.batch": 4, "train_m.segment": 6,
+            "train_m.steps": 12, "train_m.start": 0, "train_c.batch": 4, "train_c.burn_in": 3,
+            "train_c.horizon": 4, "train_c.steps": 2, "train_c.start": 1, "evaluation.episodes": 2,
+            "evaluation.num_envs": 2, "evaluation.every": 0
+        }
+    )
     trainer = Trainer(config, tmp_path / "run", progress=False).train()
-    history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    history = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(history) == 2 and history[-1]["env_steps"] == 160
-    assert history[1]["m/obs"] < history[0]["m/obs"] and np.isfinite(history[1]["c/critic"])        # M learns; C was updated
-    assert len(trainer.result.returns) == 2 and all(np.isfinite(trainer.result.returns)) and set(trainer.result.lengths) == {60}
+    # M learns; C was updated
+    assert history[1]["m/obs"] < history[0]["m/obs"] and np.isfinite(history[1]["c/critic"])
+    assert (
+        len(trainer.result.returns) == 2
+        and all(np.isfinite(trainer.result.returns))
+        and set(trainer.result.lengths) == {60}
+    )
     trainer.agent.save(tmp_path / "agent")
     agent = Agent.load(tmp_path / "agent")
     env = make_env(config.env, **config.env_options)
@@ -267,13 +330,20 @@ def test_the_whole_agent_trains_saves_loads_and_acts(tmp_path):
         tokens = each.policy(1)(batch, np.ones(1, bool))
         assert env.action_space.contains(each.action_spec.decode(tokens)[0])
     with torch.no_grad():
-        z = [each.tokenizer.encode({k: torch.from_numpy(v) for k, v in batch.items()}) for each in (trainer.agent, agent)]
-        logits = [each.controller.step(x, each.controller.initial_state(1))[0] for each, x in zip((trainer.agent, agent), z)]
+        z = [
+            each.tokenizer.encode({k: torch.from_numpy(v) for k, v in batch.items()})
+            for each in (trainer.agent, agent)
+        ]
+        logits = [
+            each.controller.step(x, each.controller.initial_state(1))[0]
+            for each, x in zip((trainer.agent, agent), z)
+        ]
     assert torch.equal(*logits) and logits[0].shape[-1] == 43
 
 
 def test_the_small_preset_tells_small_counts_apart():
-    "The game shows a count m as sqrt(m) / 10: with the preset's scale, levels and bounds, 0 to 9 things are ten different tokens."
+    """The game shows a count m as sqrt(m) / 10: with the preset's scale, levels and bounds, 0 to 9
+    things are ten different tokens."""
     config = preset("craftax-small")
     n, scale = len(FULL.numbers), config.env_options["scale"]
     spec = ObsSpec.from_space(spaces.Box(0, 100 * scale, (n,), np.float32))

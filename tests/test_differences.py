@@ -1,4 +1,5 @@
-"""Lists of what differs from the published agent: numbered without gaps, and all of them on the page of chapter 23."""
+"""Lists of what differs from the published agent: numbered without gaps, and all of them on the
+page of chapter 23."""
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 NBS = Path(__file__).parents[1] / "nbs"
 PAGES = sorted(NBS.glob("[0-9]*.ipynb"))
 ITEM = re.compile(r"\*\*D(\d+)\.(\d+)\b")
-PARTS = (1, 2, 5, 6, 9, 11, 12, 13, 14, 15, 16, 18)         # chapters that build what the published agent has too
+# chapters that build what the published agent has too
+PARTS = (1, 2, 5, 6, 9, 11, 12, 13, 14, 15, 16, 18)
 
 
 def cells(path):
@@ -21,21 +23,31 @@ def markdown(path):
 
 def items(path):
     "(chapter, number, line) of every labelled item on a page."
-    return [(int(m[1]), int(m[2]), line) for line in markdown(path).splitlines() for m in ITEM.finditer(line)]
+    return [
+        (int(m[1]), int(m[2]), line)
+        for line in markdown(path).splitlines()
+        for m in ITEM.finditer(line)
+    ]
 
 
 def shown():
     "The list that chapter 23 has printed."
     page = cells(NBS / "23_atari.ipynb")
-    found = [c for c in page if c["cell_type"] == "code" and "differences_listed" in "".join(c["source"])]
+    found = [
+        c for c in page if c["cell_type"] == "code" and "differences_listed" in "".join(c["source"])
+    ]
     assert len(found) == 1
-    return "".join("".join(x["data"]["text/markdown"]) for x in found[0]["outputs"] if "data" in x).splitlines()
+    return "".join(
+        "".join(x["data"]["text/markdown"]) for x in found[0]["outputs"] if "data" in x
+    ).splitlines()
 
 
 @pytest.mark.parametrize("path", [p for p in PAGES if items(p)], ids=lambda p: p.stem)
 def test_items_carry_their_chapter_and_have_no_gaps(path):
     found = items(path)
-    assert [(chapter, number) for chapter, number, _ in found] == [(int(path.name[:2]), i) for i in range(1, len(found) + 1)]
+    assert [(chapter, number) for chapter, number, _ in found] == [
+        (int(path.name[:2]), i) for i in range(1, len(found) + 1)
+    ]
 
 
 def test_every_part_of_the_agent_has_a_list():

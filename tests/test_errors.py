@@ -1,7 +1,7 @@
-"""Whose error it is, and how it is said: disks, worlds, memory, paths, streams, signals, and modules that only a file names."""
+"""Whose error it is, and how it is said: disks, worlds, memory, paths, streams, signals, and
+modules that only a file names."""
 import errno
 import io
-import json
 import os
 import shlex
 import signal
@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb import cli, doctor
+from simulus_nb import doctor
 from simulus_nb.checkpoint import has_saves, ran_out, write_atomic, writing
 from simulus_nb.cli import EvaluateCommand, given_path, main, parse, typed
 from simulus_nb.config import catch, flat
@@ -26,10 +26,13 @@ from simulus_nb.spaces import UserError
 from simulus_nb.suite import ENTRY
 from simulus_nb.trainer import RunFolder, Trainer, ask_first, default_folder, infer_specs
 
-TINY = shlex.split("""--save-every 1 --epochs 2 --collect.steps 30 --collect.capacity 300 --tokenizer.image.code-dim 8 --tokenizer.image.vocab 16
-  --world-model.retnet.width 16 --world-model.retnet.heads 2 --world-model.retnet.layers 1 --controller.width 16 --controller.channels 4 4
-  --train-v.batch 4 --train-v.steps 1 --train-v.start 0 --train-m.batch 4 --train-m.steps 1 --train-m.start 0 --train-c.batch 4 --train-c.steps 1
-  --train-c.start 0 --evaluation.episodes 2 --evaluation.num-envs 1 --evaluation.every 0 --threads 1 --device cpu""")
+TINY = shlex.split("""--save-every 1 --epochs 2 --collect.steps 30 --collect.capacity 300
+  --tokenizer.image.code-dim 8 --tokenizer.image.vocab 16 --world-model.retnet.width 16
+  --world-model.retnet.heads 2 --world-model.retnet.layers 1 --controller.width 16
+  --controller.channels 4 4 --train-v.batch 4 --train-v.steps 1 --train-v.start 0
+  --train-m.batch 4 --train-m.steps 1 --train-m.start 0 --train-c.batch 4 --train-c.steps 1
+  --train-c.start 0 --evaluation.episodes 2 --evaluation.num-envs 1 --evaluation.every 0
+  --threads 1 --device cpu""")
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +43,9 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     "No evaluation and no pictures at the end of a run."
-    monkeypatch.setattr(Trainer, "finish", lambda self: setattr(self, "result", self.evaluate(1)) or self)
+    monkeypatch.setattr(
+        Trainer, "finish", lambda self: setattr(self, "result", self.evaluate(1)) or self
+    )
 
 
 def ends_with(monkeypatch, error):
@@ -53,23 +58,35 @@ def ends_with(monkeypatch, error):
 
 # whose error
 
-FAILURES = [OSError(getattr(errno, name), os.strerror(getattr(errno, name))) for name in
-            ("ENOENT", "ENOSPC", "EACCES", "EROFS", "EPIPE", "ECONNRESET", "EIO", "ENOMEM", "EISDIR", "ETIMEDOUT")]
-OTHERS = [MemoryError(), RuntimeError("two\nlines"), TypeError("an unexpected keyword"), EOFError("closed"), SystemExit(3), KeyError("x"),
-          torch.OutOfMemoryError("CUDA out of memory")]
+FAILURES = [
+    OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+    for name in (
+        "ENOENT", "ENOSPC", "EACCES", "EROFS", "EPIPE", "ECONNRESET", "EIO", "ENOMEM", "EISDIR",
+        "ETIMEDOUT"
+    )
+]
+OTHERS = [
+    MemoryError(), RuntimeError("two\nlines"), TypeError("an unexpected keyword"),
+    EOFError("closed"), SystemExit(3), KeyError("x"), torch.OutOfMemoryError("CUDA out of memory")
+]
 name_of = lambda e: f"{type(e).__name__}-{getattr(e, 'errno', '')}"
 
 
 @pytest.mark.parametrize("error", FAILURES + OTHERS, ids=name_of)
 def test_the_world_s_errors_are_the_world_s(error, monkeypatch, capsys):
-    "Its traceback, then one line that says which world, which call and what; never a full disk, a closed pipe or a wrong option."
+    """Its traceback, then one line that says which world, which call and what; never a full disk, a
+    closed pipe or a wrong option."""
     failure = type(error)(*error.args)
     failure.of_world, failure.then = "Mine-v0 failed in step()", "continue with: simulus-nb train"
     assert ends_with(monkeypatch, failure) == 1
     *trace, last = capsys.readouterr().err.splitlines()
     assert trace[0].startswith("Traceback") and "in run" in "\n".join(trace)
     words = " ".join(str(error).split())
-    assert last == f"simulus-nb: the world Mine-v0 failed in step(): {type(error).__name__}: {words}; continue with: simulus-nb train"
+    assert (
+        last
+        == f"simulus-nb: the world Mine-v0 failed in step(): {type(error).__name__}: {words}; "
+           "continue with: simulus-nb train"
+    )
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=name_of)
@@ -85,7 +102,12 @@ def test_a_failed_write_of_ours_is_one_line(error, monkeypatch, capsys):
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [e for e in FAILURES if e.errno != errno.ENOMEM] + [e for e in OTHERS if not ran_out(e) and not isinstance(e, SystemExit)], ids=name_of)
+@pytest.mark.parametrize(
+    "error",
+    [e for e in FAILURES if e.errno != errno.ENOMEM]
+    + [e for e in OTHERS if not ran_out(e) and not isinstance(e, SystemExit)],
+    ids=name_of,
+)
 def test_what_nobody_has_marked_goes_on(error, monkeypatch):
     "A user's callback, a library: neither a failed write nor `| head`."
     with pytest.raises(type(error)) as caught:
@@ -117,7 +139,9 @@ def test_reading_is_not_writing(tmp_path):
 
 class Breaks(gymnasium.Env):
     "Fails at its fifth step, as a world whose border has marked it."
-    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32), gymnasium.spaces.Discrete(2)
+    observation_space, action_space = (
+        gymnasium.spaces.Box(-1, 1, (2,), np.float32), gymnasium.spaces.Discrete(2)
+    )
     steps = 0
 
     def reset(self, *, seed=None, options=None):
@@ -137,7 +161,9 @@ def test_a_run_that_its_world_ended_goes_on(capsys, quick):
     gymnasium.register("simulus-test/Breaks-v0", entry_point=Breaks, disable_env_checker=True)
     assert main(["train", "--env", "simulus-test/Breaks-v0", "--out", "r", *TINY]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "BrokenPipeError" in last and last.endswith("continue from the last checkpoint with: simulus-nb train --resume --out r")
+    assert "BrokenPipeError" in last and last.endswith(
+        "continue from the last checkpoint with: simulus-nb train --resume --out r"
+    )
     assert main(["train", "--resume", "--out", "r"]) == 0 and len(RunFolder("r").history()) == 2
 
 
@@ -164,7 +190,10 @@ def test_nobody_need_listen(absent, monkeypatch, quick):
     assert all(getattr(sys, name) is None for name in absent)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork") or not os.path.exists("/dev/full"), reason="needs processes and /dev/full")
+@pytest.mark.skipif(
+    not hasattr(os, "fork") or not os.path.exists("/dev/full"),
+    reason="needs processes and /dev/full"
+)
 @pytest.mark.parametrize("number,code", [(1, 0), (2, 0), ("full", 2)])
 def test_closed_and_full_descriptors(number, code, quick):
     "As after `>&-`: no file of the run gets the number that is free, so nobody prints into it."
@@ -199,7 +228,8 @@ def test_a_reader_that_leaves(stream, monkeypatch):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    "Let standard output and error be a terminal so many columns wide, with an alphabet; gives the other end."
+    """Let standard output and error be a terminal so many columns wide, with an alphabet; gives the
+    other end."""
     pty = pytest.importorskip("pty")
     import fcntl, struct, termios
     open_files = []
@@ -214,15 +244,24 @@ def terminal(monkeypatch):
         return master
     yield start
     for file in open_files:
-        try: file.close()
-        except OSError: pass
+        try:
+            file.close()
+        except OSError:
+            pass
 
 
-@pytest.mark.parametrize("columns,variable,encoding", [(0, None, "ascii"), (1, "0", "utf-8"), (0, "1", "cp1252"), (80, "-3", "ascii"), (3, "x", "utf-8")])
+@pytest.mark.parametrize(
+    "columns,variable,encoding",
+    [
+        (0, None, "ascii"), (1, "0", "utf-8"), (0, "1", "cp1252"), (80, "-3", "ascii"),
+        (3, "x", "utf-8")
+    ],
+)
 def test_odd_terminals(columns, variable, encoding, terminal, monkeypatch, quick):
     "The progress bar fits every width and alphabet, or stays away."
     monkeypatch.setenv("TERM", "dumb"), monkeypatch.delenv("COLUMNS", raising=False)
-    if variable: monkeypatch.setenv("COLUMNS", variable)
+    if variable:
+        monkeypatch.setenv("COLUMNS", variable)
     master = terminal(columns, encoding)
     assert main(["train", "--out", "r", *TINY]) == 0 and os.read(master, 9)
     os.close(master)
@@ -236,7 +275,9 @@ def test_a_terminal_that_goes_away(terminal, monkeypatch, quick):
         os.kill(os.getpid(), signal.SIGHUP)
         return learn(self, updates)
     monkeypatch.setattr(Trainer, "learn_c", learn_c)
-    assert main(["train", "--out", "r", *TINY, "--save-every", "9"]) == 141 and has_saves("r/checkpoint")
+    assert main(["train", "--out", "r", *TINY, "--save-every", "9"]) == 141 and has_saves(
+        "r/checkpoint"
+    )
 
 
 # memory
@@ -245,13 +286,32 @@ def full_torch(n, *shape):
     return lambda: torch.zeros(n, *shape)
 
 
-KINDS = [full_torch(2**50, 9), full_torch(2**62, 9), full_torch(2**64, 9), full_torch(10**30), lambda: np.zeros((2**50, 9)), lambda: bytearray(2**60),
-         *(lambda text=text: (_ for _ in ()).throw(RuntimeError(text)) for text in (
-             "CUDA error: out of memory\nCUDA kernel errors might be", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-             "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "MPS backend out of memory (MPS allocated: 17.78 GB", "[enforce fail at alloc_cpu.cpp:127] err == 0. "
-             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3072 bytes.", "std::bad_alloc", "could not create a primitive", "HIP out of memory.")),
-         lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")),
-         lambda: (_ for _ in ()).throw(OSError(errno.ENOMEM, "Cannot allocate memory"))]
+KINDS = [
+    full_torch(2**50, 9),
+    full_torch(2**62, 9),
+    full_torch(2**64, 9),
+    full_torch(10**30),
+    lambda: np.zeros((2**50, 9)),
+    lambda: bytearray(2**60),
+    *(
+        lambda text=text: (_ for _ in ()).throw(RuntimeError(text))
+        for text in (
+            "CUDA error: out of memory\nCUDA kernel errors might be",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+            "MPS backend out of memory (MPS allocated: 17.78 GB",
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. "
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3072 bytes.",
+            "std::bad_alloc",
+            "could not create a primitive",
+            "HIP out of memory.",
+        )
+    ),
+    lambda: (_ for _ in ()).throw(
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    ),
+    lambda: (_ for _ in ()).throw(OSError(errno.ENOMEM, "Cannot allocate memory")),
+]
 
 
 @pytest.mark.parametrize("work", KINDS)
@@ -261,8 +321,14 @@ def test_out_of_memory_in_every_dialect(work):
     assert ran_out(caught.value)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"), OSError(28, "No space left"),
-                                   TypeError("an unexpected keyword argument"), KeyError("memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"),
+        OSError(28, "No space left"), TypeError("an unexpected keyword argument"),
+        KeyError("memory")
+    ],
+)
 def test_other_errors_are_no_lack_of_memory(error):
     assert not ran_out(error)
 
@@ -270,7 +336,12 @@ def test_other_errors_are_no_lack_of_memory(error):
 @pytest.fixture(scope="module")
 def sizes():
     config = catch()
-    counted = {name: Need(1.0, 1.0, size) for name, size in zip(("play", "encode", "V", "M", "C"), (10**5, 10**7, 10**8, 10**9, 10**7))}
+    counted = {
+        name: Need(1.0, 1.0, size)
+        for name, size in zip(
+            ("play", "encode", "V", "M", "C"), (10**5, 10**7, 10**8, 10**9, 10**7)
+        )
+    }
     return config, infer_specs(config), (counted, 0)
 
 
@@ -283,16 +354,22 @@ def test_what_costs_most_comes_first(sizes, capacity, monkeypatch):
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert shares[f"--collect.capacity {capacity}"] == capacity * row_bytes(obs, act.count, 4)
     options = {name.split()[0].removeprefix("--").replace("-", "_") for name in shares}
-    assert options <= set(flat(config)) and len(options) == len(shares)         # what is advised exists
+    assert options <= set(flat(config)) and len(options) == len(shares)     # what is advised exists
 
 
 @given(st.integers(0, 2**70))
 def test_sizes_for_people(size):
     number, unit = size_text(size).split()
-    assert np.isclose(float(number.replace(",", "")) * 1024**("bytes KiB MiB GiB TiB PiB".split().index(unit)), size, rtol=0.01, atol=2**49 if unit == "PiB" else 1)
+    assert np.isclose(
+        float(number.replace(",", "")) * 1024 ** ("bytes KiB MiB GiB TiB PiB".split().index(unit)),
+        size, rtol=0.01, atol=2**49 if unit == "PiB" else 1
+    )
 
 
-@pytest.mark.parametrize("stage,learn,words", [("m", "learn_m", "while M learnt"), ("", "finish", "while the agent was evaluated")])
+@pytest.mark.parametrize(
+    "stage,learn,words",
+    [("m", "learn_m", "while M learnt"), ("", "finish", "while the agent was evaluated")]
+)
 def test_memory_that_ends_in_a_run(stage, learn, words, monkeypatch, capsys, sizes):
     "One line: where, when, the three settings that cost most, and how to go on from the last save."
     monkeypatch.setattr(doctor, "needs", lambda *a: sizes[2])
@@ -303,12 +380,20 @@ def test_memory_that_ends_in_a_run(stage, learn, words, monkeypatch, capsys, siz
     monkeypatch.setattr(Trainer, learn, fail)
     assert main(["train", "--out", "r", *TINY]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and words in said and said.count(" needs ") == 3 and "out of memory on cpu" in said
-    assert said.endswith("continue from the last checkpoint with: simulus-nb train --resume --out r\n") and has_saves("r/checkpoint")
+    assert (
+        said.count("\n") == 1
+        and words in said
+        and said.count(" needs ") == 3
+        and "out of memory on cpu" in said
+    )
+    assert said.endswith(
+        "continue from the last checkpoint with: simulus-nb train --resume --out r\n"
+    ) and has_saves("r/checkpoint")
 
 
 def test_memory_is_no_damage(monkeypatch, capsys, quick, sizes):
-    "A save that does not fit into memory is whole: no older one is taken instead, and nothing is called damaged."
+    """A save that does not fit into memory is whole: no older one is taken instead, and nothing is
+    called damaged."""
     assert main(["train", "--out", "r", *TINY]) == 0
     monkeypatch.setattr(doctor, "needs", lambda *a: sizes[2])
     monkeypatch.setattr("simulus_nb.trainer.load_module", lambda *a: torch.zeros(2**60))
@@ -320,33 +405,58 @@ def test_memory_is_no_damage(monkeypatch, capsys, quick, sizes):
 
 def test_no_memory_to_count(monkeypatch):
     monkeypatch.setattr(doctor, "infer_specs", lambda *a: torch.zeros(2**60))
-    assert all(option in too_large(catch(), "m") for option in ("--collect.capacity", "--train-m.batch", "--train-v.batch"))
+    assert all(
+        option in too_large(catch(), "m")
+        for option in ("--collect.capacity", "--train-m.batch", "--train-v.batch")
+    )
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit that the system keeps")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="needs a limit that the system keeps"
+)
 def test_a_machine_that_is_too_small(tmp_path):
     "Really: so many bytes more than after the imports, and no more."
-    code = "import resource, sys\nfrom simulus_nb.cli import main\nsize = int(open('/proc/self/statm').read().split()[0]) * 4096 + 300 * 2**20\n" \
-           "resource.setrlimit(resource.RLIMIT_AS, (size, size))\nsys.exit(main(sys.argv[1:]))"
+    code = (
+        "import resource, sys\nfrom simulus_nb.cli import main\nsize = "
+        "int(open('/proc/self/statm').read().split()[0]) * 4096 + 300 * 2**20\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size, size))\nsys.exit(main(sys.argv[1:]))"
+    )
     words = ["train", "--out", "r", *TINY, "--train-m.batch", "60000"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr[-2000:]
     assert "while M learnt" in done.stderr and "--train-m.batch 60000 needs" in done.stderr
 
 
 # paths
 
-@pytest.mark.parametrize("words,name", [(["train", "--out={}"], "out"), (["train", "--out", "{}"], "out"), (["evaluate", "{}"], "folder"), (["dream", "{}"], "folder"),
-                                        (["bench", "--json={}"], "json"), (["doctor", "--json={}"], "json"), (["doctor", "--bench={}"], "bench"), (["suite", "--out={}"], "out")])
+@pytest.mark.parametrize(
+    "words,name",
+    [
+        (["train", "--out={}"], "out"), (["train", "--out", "{}"], "out"),
+        (["evaluate", "{}"], "folder"), (["dream", "{}"], "folder"),
+        (["bench", "--json={}"], "json"), (["doctor", "--json={}"], "json"),
+        (["doctor", "--bench={}"], "bench"), (["suite", "--out={}"], "out")
+    ],
+)
 def test_every_path_option_reads_paths_alike(words, name, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(Path("home").absolute()))
     fill = lambda path: [w.format(path) for w in words]
     assert getattr(parse(fill("~/x y")), name) == Path("home/x y").absolute()
     assert getattr(parse(fill("a/~b")), name) == Path("a/~b")
-    for wrong in ("", "x" * 256, "a/" * 3000, "nul\0", "caf\udce9")[:2 if words[0] == "doctor" else None]:
+    for wrong in ("", "x" * 256, "a/" * 3000, "nul\0", "caf\udce9")[
+        : 2 if words[0] == "doctor" else None
+    ]:
         assert main(fill(wrong)) == 2
         said = capsys.readouterr().err
-        assert said.count("\n") == 1 and said.strip().isprintable() and len(said) < 300 and "Traceback" not in said
+        assert (
+            said.count("\n") == 1
+            and said.strip().isprintable()
+            and len(said) < 300
+            and "Traceback" not in said
+        )
     assert not list(Path(".").iterdir())
 
 
@@ -364,8 +474,15 @@ def test_folders_of_long_names():
     assert len(folder.name) < 200 and folder.name.endswith("-seed0") and not folder.exists()
 
 
-@pytest.mark.parametrize("line,words", [("suite --games --out s", "--games needs at least one"), ("suite --seeds", "--seeds needs at least one"),
-                                        ("suite --games ''", "--games needs"), ("train --threads 100000", "between 0 and 1024"), ("train --steps x", "--steps: invalid literal")])
+@pytest.mark.parametrize(
+    "line,words",
+    [
+        ("suite --games --out s", "--games needs at least one"),
+        ("suite --seeds", "--seeds needs at least one"), ("suite --games ''", "--games needs"),
+        ("train --threads 100000", "between 0 and 1024"),
+        ("train --steps x", "--steps: invalid literal")
+    ],
+)
 def test_nothing_and_too_much(line, words, capsys):
     assert main(shlex.split(line)) == 2
     said = capsys.readouterr().err
@@ -376,7 +493,8 @@ def test_nothing_and_too_much(line, words, capsys):
 
 WORLD = """import gymnasium
 open({mark!r}, "a").write("imported ")
-gymnasium.register("simulus-test/Gift-v0", entry_point="gymnasium.envs.classic_control.cartpole:CartPoleEnv", max_episode_steps=20)"""
+gymnasium.register("simulus-test/Gift-v0", max_episode_steps=20,
+                   entry_point="gymnasium.envs.classic_control.cartpole:CartPoleEnv")"""
 
 
 @pytest.fixture
@@ -387,15 +505,24 @@ def gift(tmp_path, quick):
     def forget():
         sys.modules.pop("gift_world", None), gymnasium.registry.pop("simulus-test/Gift-v0", None)
         mark.write_text("")
-    assert main(["train", "--env", "gift_world:simulus-test/Gift-v0", "--out", "r", *TINY]) == 0 and mark.read_text()
+    assert (
+        main(["train", "--env", "gift_world:simulus-test/Gift-v0", "--out", "r", *TINY]) == 0
+        and mark.read_text()
+    )
     forget()
     yield mark
     forget()
 
 
-@pytest.mark.parametrize("line,consent", [("evaluate r --episodes 1", "--allow-import"), ("train --resume --out r --steps 90", "--allow-import"),
-                                          ("train --resume --out r --steps 90", "--env gift_world:simulus-test/Gift-v0"),
-                                          ("train --resume --out r --steps 90", "--env=gift_world:simulus-test/Gift-v0")])
+@pytest.mark.parametrize(
+    "line,consent",
+    [
+        ("evaluate r --episodes 1", "--allow-import"),
+        ("train --resume --out r --steps 90", "--allow-import"),
+        ("train --resume --out r --steps 90", "--env gift_world:simulus-test/Gift-v0"),
+        ("train --resume --out r --steps 90", "--env=gift_world:simulus-test/Gift-v0")
+    ],
+)
 def test_a_module_that_only_a_file_names(line, consent, gift, capsys):
     path = list(sys.path)
     assert main(line.split()) == 2
@@ -419,23 +546,43 @@ def test_consent_in_python(gift):
     Trainer(None, "r", resume=True, progress=False)             # has run already
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "ALE/Pong-v5", "python:Mine-v0", "gymnasium:CartPole-v1"])
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", "ALE/Pong-v5", "python:Mine-v0", "gymnasium:CartPole-v1"]
+)
 def test_what_needs_no_consent(env):
     ask_first(env)
 
 
 def test_typed_words():
     argv = ["suite", "--games", "a:B-v0", "Pong", "--seeds", "3", "--out=x"]
-    assert typed(argv, "--games") == ["a:B-v0", "Pong"] and typed(argv, "--out") == ["x"] and typed(argv, "--env") == []
-    assert parse(["train", "--env", "a:B-v0"]).allow_import and not parse(["train"]).config.env == "a:B-v0"
+    assert (
+        typed(argv, "--games") == ["a:B-v0", "Pong"]
+        and typed(argv, "--out") == ["x"]
+        and typed(argv, "--env") == []
+    )
+    assert (
+        parse(["train", "--env", "a:B-v0"]).allow_import
+        and not parse(["train"]).config.env == "a:B-v0"
+    )
 
 
-@pytest.mark.parametrize("start", [["-m", "simulus_nb.cli"], ["-c", ENTRY]], ids=["python -m", "suite"])
+@pytest.mark.parametrize(
+    "start", [["-m", "simulus_nb.cli"], ["-c", ENTRY]], ids=["python -m", "suite"]
+)
 def test_files_of_the_working_folder_do_not_run(start, tmp_path):
-    for name in ("torch", "signal", "json", "imageio", "gymnasium", "tyro", "numpy", "argparse", "lpips"):
-        Path(f"{name}.py").write_text("open('mark', 'a').write(__name__)\nraise SystemExit('a stranger')")
-    done = subprocess.run([sys.executable, *start, "evaluate", "."], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr == "simulus-nb: . holds no run: there is no config.json in it\n", done.stderr
+    for name in (
+        "torch", "signal", "json", "imageio", "gymnasium", "tyro", "numpy", "argparse", "lpips"
+    ):
+        Path(f"{name}.py").write_text(
+            "open('mark', 'a').write(__name__)\nraise SystemExit('a stranger')"
+        )
+    done = subprocess.run(
+        [sys.executable, *start, "evaluate", "."], capture_output=True, text=True, timeout=120
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr == "simulus-nb: . holds no run: there is no config.json in it\n"
+    ), done.stderr
     assert not Path("mark").exists()
 
 
@@ -450,14 +597,22 @@ def test_every_polite_signal_saves(number, monkeypatch, capsys, quick):
         return learn(self, updates)
     monkeypatch.setattr(Trainer, "learn_c", learn_c)
     before = signal.getsignal(number)
-    assert main(["train", "--out", "r", *TINY, "--save-every", "9"]) == 0 and signal.getsignal(number) is before
-    assert "stopped; continue from the last checkpoint" in capsys.readouterr().out and not RunFolder("r").history()
+    assert (
+        main(["train", "--out", "r", *TINY, "--save-every", "9"]) == 0
+        and signal.getsignal(number) is before
+    )
+    assert (
+        "stopped; continue from the last checkpoint" in capsys.readouterr().out
+        and not RunFolder("r").history()
+    )
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
 def test_nohup_is_heard(monkeypatch, quick):
     learn = Trainer.learn_c
-    monkeypatch.setattr(Trainer, "learn_c", lambda self, n: os.kill(os.getpid(), signal.SIGHUP) or learn(self, n))
+    monkeypatch.setattr(
+        Trainer, "learn_c", lambda self, n: os.kill(os.getpid(), signal.SIGHUP) or learn(self, n)
+    )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert main(["train", "--out", "r", *TINY]) == 0 and len(RunFolder("r").history()) == 2
@@ -468,6 +623,11 @@ def test_nohup_is_heard(monkeypatch, quick):
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 def test_ctrl_c_during_the_imports():
-    code = "import os, signal, sys, threading, simulus_nb\nthreading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\nsys.exit(simulus_nb.main())"
-    done = subprocess.run([sys.executable, "-c", code, "train"], capture_output=True, text=True, timeout=120)
+    code = (
+        "import os, signal, sys, threading, simulus_nb\nthreading.Timer(0.2, lambda: "
+        "os.kill(os.getpid(), signal.SIGINT)).start()\nsys.exit(simulus_nb.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train"], capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "simulus-nb: interrupted\n")

@@ -51,15 +51,17 @@ def test_a_whole_run(library, world):
     that CUDA refuses, and no waiting in a warm update."""
     found = run(library, "worlds.py", *world.split())
     assert not found["broken"], "\n".join(found["broken"])
-    assert not found["doubles"], "float64, which Apple's GPUs do not have: " + ", ".join(found["doubles"])
+    assert not found["doubles"], "float64, which Apple's GPUs do not have: " + ", ".join(
+        found["doubles"]
+    )
     if "graphs" in world:
         # V, M, C, and C's critic alone
         assert found["recordings"] >= 4
 
 
 def test_the_first_minutes_on_a_gpu(library):
-    """The measurements that wait for a GPU run on CUDA: all stages in every epoch, one by one and as
-    graphs, every part of the bench."""
+    """The measurements that wait for a GPU run on CUDA: all stages in every epoch, one by one and
+    as graphs, every part of the bench."""
     found = run(library, "tables.py")
     assert not found["broken"], "\n".join(found["broken"])
     assert found["epochs"] == [3, 3] and found["recordings"] >= 3 and found["kept"] > 6

@@ -1,4 +1,5 @@
-"""A run folder has one owner, a checkpoint of its own, and nothing in it leads elsewhere, hangs or fills the memory."""
+"""A run folder has one owner, a checkpoint of its own, and nothing in it leads elsewhere, hangs or
+fills the memory."""
 import contextlib
 import gc
 import json
@@ -18,8 +19,10 @@ from safetensors.torch import load_file
 
 from simulus_nb import checkpoint, trainer
 from simulus_nb.agent import Agent
-from simulus_nb.checkpoint import (CheckpointWarning, DamagedError, FolderLock, load_checkpoint, own_name,
-                                   read_bytes, read_json, save_checkpoint, sweep, take, write_atomic)
+from simulus_nb.checkpoint import (
+    CheckpointWarning, DamagedError, FolderLock, load_checkpoint, own_name, read_bytes, read_json,
+    save_checkpoint, sweep, take, write_atomic
+)
 from simulus_nb.cli import main
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Callback, Diverged, RunFolder, Trainer, git_commit
@@ -48,7 +51,9 @@ def run(finished, tmp_path):
 def quick(patch):
     "No pictures, no videos."
     patch.setattr(trainer, "dream_media", lambda *args, **kwargs: {})
-    patch.setattr(trainer, "plot_history", lambda history: types.SimpleNamespace(savefig=lambda *a, **k: None))
+    patch.setattr(
+        trainer, "plot_history", lambda history: types.SimpleNamespace(savefig=lambda *a, **k: None)
+    )
     patch.setattr("simulus_nb.cli.dream_media", lambda *args, **kwargs: {})
     patch.setattr("simulus_nb.cli.film_episode", lambda *args, **kwargs: "no film here")
 
@@ -75,7 +80,8 @@ def forked(work, *args):
 
 
 def says(argv):
-    "Exit code of a command in a child of its own, and what it said on stderr; None if it takes longer than it may."
+    """Exit code of a command in a child of its own, and what it said on stderr; None if it takes
+    longer than it may."""
     def work():
         reader = Path(os.environ["SAYS"])
         os.dup2(os.open(reader, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
@@ -115,14 +121,17 @@ def test_a_second_process_is_told_whose_the_folder_is(tmp_path):
     lock = FolderLock(tmp_path)
     text = forked(refused, FolderLock, tmp_path)
     assert f"process {os.getpid()} on " in text and "--out" in text and "\n" not in text
-    assert forked(refused, FolderLock, tmp_path / ".." / tmp_path.name) == text.replace(str(tmp_path), f"{tmp_path}/../{tmp_path.name}")
+    assert forked(refused, FolderLock, tmp_path / ".." / tmp_path.name) == text.replace(
+        str(tmp_path), f"{tmp_path}/../{tmp_path.name}"
+    )
     lock.release()
     assert forked(refused, FolderLock, tmp_path) == ""
 
 
 def test_a_child_neither_has_nor_frees_the_lock_of_its_parent(tmp_path):
     lock = FolderLock(tmp_path)
-    assert forked(lambda: lock.release() or take(lock.path) is None)            # in the child it is not ours to release
+    # in the child it is not ours to release
+    assert forked(lambda: lock.release() or take(lock.path) is None)
     assert forked(refused, lock.acquire)                                        # nor to take
     assert forked(refused, FolderLock, tmp_path)
     lock.check()
@@ -174,7 +183,8 @@ def test_kill_9_frees_the_folder(tmp_path):
 
 @pytest.mark.parametrize("number", checkpoint.NO_LOCKS)
 def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
-    "It is said, and a live owner is respected all the same; a dead one, one whose number was given again, or one elsewhere is not."
+    """It is said, and a live owner is respected all the same; a dead one, one whose number was
+    given again, or one elsewhere is not."""
     def no_locks(*args):
         raise OSError(number, os.strerror(number))
     monkeypatch.setattr(checkpoint, "take", no_locks)
@@ -186,7 +196,10 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
         os._exit(0)
     os.waitpid(dead, 0)
     lock.release()
-    for change in ({"pid": dead}, {"started": "1"}, {"host": "elsewhere"}, {"held": False}, {"pid": -1}, {"pid": "x"}, {"pid": 10**30}):
+    for change in (
+        {"pid": dead}, {"started": "1"}, {"host": "elsewhere"}, {"held": False}, {"pid": -1},
+        {"pid": "x"}, {"pid": 10**30}
+    ):
         lock.path.write_text(json.dumps(record | change))
         with pytest.warns(CheckpointWarning):
             FolderLock(tmp_path).release()
@@ -194,12 +207,17 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
 
 def test_other_errors_of_the_lock_file_are_said(tmp_path):
     (tmp_path / "run.lock").mkdir()
-    assert "run.lock" in refused(RunFolder(tmp_path).own) and refused(RunFolder("/proc/nowhere").own)
+    assert "run.lock" in refused(RunFolder(tmp_path).own) and refused(
+        RunFolder("/proc/nowhere").own
+    )
 
 
 def test_two_commands_in_one_folder(finished, tmp_path):
     "The second ends at once with one line; the first does not notice; no epoch stands twice."
-    words = [*TOY, "--epochs", "12", "--save-every", "1", "--evaluation.every", "0", "--out", str(tmp_path / "run"), "--resume"]
+    words = [
+        *TOY, "--epochs", "12", "--save-every", "1", "--evaluation.every", "0", "--out",
+        str(tmp_path / "run"), "--resume"
+    ]
     log = open(tmp_path / "log", "w")
     if (pid := os.fork()) == 0:
         os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
@@ -210,7 +228,7 @@ def test_two_commands_in_one_folder(finished, tmp_path):
         time.sleep(0.02)
     code, text = says(["train", "--resume", "--out", str(tmp_path / "run")])
     assert code == 2 and f"process {pid} " in text and text.count("\n") == 1
-    assert says(["evaluate", str(tmp_path / "run"), "--seed", "3"])[0] == 0      # to look is allowed
+    assert says(["evaluate", str(tmp_path / "run"), "--seed", "3"])[0] == 0     # to look is allowed
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, (tmp_path / "log").read_text()
     assert [r["epoch"] for r in RunFolder(tmp_path / "run").history()] == list(range(12))
     assert not list((tmp_path / "run").rglob(".partial-*"))
@@ -248,13 +266,14 @@ def test_the_lock_is_freed_however_training_ends(run, monkeypatch):
     assert free(run)
     (run / "metrics.jsonl").unlink(), shutil.rmtree(run / "checkpoint")
     (run / "config.json").write_text("{")
-    with pytest.raises(UserError) as kept:                                      # the error holds the frames, not the folder
+    with pytest.raises(UserError) as kept:              # the error holds the frames, not the folder
         Trainer(None, run, resume=True, progress=False)
     assert kept and free(run)
 
 
 def test_somebody_else_trained_in_between(run, monkeypatch):
-    "A notebook that goes on after another process has taken the run further would write old numbers over new ones."
+    """A notebook that goes on after another process has taken the run further would write old
+    numbers over new ones."""
     quick(monkeypatch)
     mine = Trainer(None, run, resume=True, progress=False, steps=150)
     mine.leave()
@@ -267,7 +286,7 @@ def test_somebody_else_trained_in_between(run, monkeypatch):
 
 def test_sweep_takes_the_names_of_the_dead_and_no_others(tmp_path):
     mine = own_name(tmp_path)
-    theirs = Path(forked(lambda: str(own_name(tmp_path))))                      # that process is gone
+    theirs = Path(forked(lambda: str(own_name(tmp_path))))                  # that process is gone
     far = tmp_path / ".partial-00000000-1-00000000"
     old = tmp_path / ".partial-00000000-1-00000001"
     for path in (mine, theirs, far, old):
@@ -289,32 +308,49 @@ def test_saves_and_files_of_two_processes_do_not_meet(tmp_path):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(checkpoint, "_fsync", lambda path: None)
                 try:
-                    save_checkpoint(tmp_path / "c", {"x": {"x": torch.full((99,), mark)}}, {"mark": mark})
+                    save_checkpoint(
+                        tmp_path / "c", {"x": {"x": torch.full((99,), mark)}}, {"mark": mark}
+                    )
                 except UserError as e:
-                    assert "cannot write a checkpoint" in str(e)                # both wanted the same number
+                    assert "cannot write a checkpoint" in str(e)    # both wanted the same number
         return True
     if (pid := os.fork()) == 0:
         os._exit(0 if write(1) else 1)
     assert write(2) and os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert len(set(json.loads((tmp_path / "a.json").read_text()))) == 1
     found = load_checkpoint(tmp_path / "c")
-    assert (found.tensors["x"]["x"] == found.meta["mark"]).all() and not list(tmp_path.rglob(".partial-*"))
+    assert (found.tensors["x"]["x"] == found.meta["mark"]).all() and not list(
+        tmp_path.rglob(".partial-*")
+    )
 
 
 # ---------------------------------------------------------------- numbers that are not finite
 
-@pytest.mark.parametrize("part, first", [("v", 0), ("m", 0), ("c", 0), ("c", 9)], ids=["v", "m", "c", "critic"])
+@pytest.mark.parametrize(
+    "part, first", [("v", 0), ("m", 0), ("c", 0), ("c", 9)], ids=["v", "m", "c", "critic"]
+)
 def test_a_learning_rate_of_a_million(tmp_path, part, first):
     "One line with stage, update and the last good save, which is there."
-    words = [*TOY, "--evaluation.every", "0", f"--train-{part}.lr", "1e6", f"--train-{part}.start", "2", f"--train-{part}.steps", "12", "--save-every", "1", "--out", str(tmp_path / "run")]
+    words = [
+        *TOY, "--evaluation.every", "0", f"--train-{part}.lr", "1e6", f"--train-{part}.start", "2",
+        f"--train-{part}.steps", "12", "--save-every", "1", "--out", str(tmp_path / "run")
+    ]
     words += ["--train-c.start", "2", "--train-c.critic-first", str(first)] if part == "c" else []
     code, text = says(words)
-    assert code == 2 and text.count("\n") == 1 and "diverged in epoch 2, update " in text and f"train_{part}.lr (it is 1e+06)" in text
+    assert (
+        code == 2
+        and text.count("\n") == 1
+        and "diverged in epoch 2, update " in text
+        and f"train_{part}.lr (it is 1e+06)" in text
+    )
     assert str(tmp_path / "run" / "checkpoint" / "save-00000002") in text
     for save in sorted((tmp_path / "run" / "checkpoint").glob("save-*")):
         for file in save.glob("*.safetensors"):
-            if file.name not in ("scale.safetensors", "metrics.safetensors"):      # the scale's memory begins with inf
-                assert all(x.isfinite().all() for x in load_file(file).values() if x.is_floating_point()), file
+            # the scale's memory begins with inf
+            if file.name not in ("scale.safetensors", "metrics.safetensors"):
+                assert all(
+                    x.isfinite().all() for x in load_file(file).values() if x.is_floating_point()
+                ), file
     assert [r["epoch"] for r in RunFolder(tmp_path / "run").history()] == [0, 1]
     assert Agent.load(tmp_path / "run")
 
@@ -324,17 +360,30 @@ def test_a_learning_rate_of_a_million(tmp_path, part, first):
 def test_every_place_where_nan_can_hide(run, monkeypatch, stage, where):
     quick(monkeypatch)
     trainer = Trainer(None, run, resume=True, progress=False, steps=200)
-    before, step = sorted((run / "checkpoint").glob("save-*")), getattr(trainer.learner, f"{stage}_step")
-    module = {"v": trainer.agent.tokenizer, "m": trainer.agent.world_model, "c": trainer.agent.controller}[stage]
+    before, step = (
+        sorted((run / "checkpoint").glob("save-*")), getattr(trainer.learner, f"{stage}_step")
+    )
+    module = {
+        "v": trainer.agent.tokenizer, "m": trainer.agent.world_model, "c": trainer.agent.controller
+    }[stage]
     calls = []
     def poisoned(*args):
         metrics = step(*args)
         calls.append(0)
         if len(calls) == 2:
-            if where == "parameter": next(module.parameters()).data.view(-1)[0] = torch.inf
-            if where == "moment": next(iter(trainer.learner.optimizers[stage].state.values()))["exp_avg_sq"].view(-1)[0] = torch.nan
-            if where in ("loss", "crash"): metrics = metrics | {"loss": metrics["loss" if "loss" in metrics else "critic"] * torch.nan}
-        if len(calls) == 3 and where == "scale": trainer.learner.scale.value.fill_(torch.nan)      # anew in each update
+            if where == "parameter":
+                next(module.parameters()).data.view(-1)[0] = torch.inf
+            if where == "moment":
+                next(iter(trainer.learner.optimizers[stage].state.values()))["exp_avg_sq"].view(-1)[
+                    0
+                ] = torch.nan
+            if where in ("loss", "crash"):
+                metrics = metrics | {
+                    "loss": metrics["loss" if "loss" in metrics else "critic"] * torch.nan
+                }
+        # anew in each update
+        if len(calls) == 3 and where == "scale":
+            trainer.learner.scale.value.fill_(torch.nan)
         if len(calls) == 3 and where == "crash":
             raise RuntimeError("probability tensor contains either inf, nan or element < 0")
         return metrics
@@ -353,34 +402,57 @@ def test_a_saved_agent_with_numbers_that_are_not_finite(run, value):
         Agent.load(run)
     for save in (run / "checkpoint").glob("save-*"):
         tensor_of(save, "agent", "controller.actor.bias", lambda x: x.fill_(value))
-    for argv in (["evaluate", str(run)], ["dream", str(run)], ["train", "--resume", "--epochs", "3", "--out", str(run)]):
+    for argv in (
+        ["evaluate", str(run)], ["dream", str(run)],
+        ["train", "--resume", "--epochs", "3", "--out", str(run)]
+    ):
         code, text = says(argv)
         assert code == 2 and "not finite" in text and text.count("\n") == 1, text
     assert (run / "evaluation.json").read_text() == report
 
 
 def test_files_are_strict_json(run):
-    for write in (lambda: RunFolder(run).write(run / "x.json", {"a": float("nan")}), lambda: save_checkpoint(run / "x", {}, {"a": float("inf")})):
+    for write in (
+        lambda: RunFolder(run).write(run / "x.json", {"a": float("nan")}),
+        lambda: save_checkpoint(run / "x", {}, {"a": float("inf")})
+    ):
         with pytest.raises(ValueError):
             write()
-    assert not (run / "x.json").exists() and not (run / "x").exists() and not list(run.rglob(".partial-*"))
+    assert (
+        not (run / "x.json").exists()
+        and not (run / "x").exists()
+        and not list(run.rglob(".partial-*"))
+    )
 
 
-# ---------------------------------------------------------------- settings and checkpoint belong together
+# ---------------------------------------------------------------- settings and checkpoint belong
+# together
 
-COMMANDS = (["evaluate"], ["evaluate", "--which", "best"], ["dream"], ["train", "--resume", "--epochs", "3", "--out"])
-CHANGES = {"seed": 4, "env": "CartPole-v1", "env_options": {"rows": 8}, "obs_kinds": {"obs": "vector"}, "train_c.loss.gamma": 0.5, "controller.width": 24,
-           "world_model.retnet.layers": 2, "tokenizer.vector_levels": 61, "collect.capacity": 170, "evaluation.temperature": 0.1, "learn_on": 1}
+COMMANDS = (
+    ["evaluate"], ["evaluate", "--which", "best"], ["dream"],
+    ["train", "--resume", "--epochs", "3", "--out"]
+)
+CHANGES = {
+    "seed": 4, "env": "CartPole-v1", "env_options": {"rows": 8}, "obs_kinds": {"obs": "vector"},
+    "train_c.loss.gamma": 0.5, "controller.width": 24, "world_model.retnet.layers": 2,
+    "tokenizer.vector_levels": 61, "collect.capacity": 170, "evaluation.temperature": 0.1,
+    "learn_on": 1
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_another_setting_is_named_by_every_command(run, name):
-    report, config = (run / "evaluation.json").read_text(), RunFolder(run).read_config().change({name: CHANGES[name]})
+    report, config = (
+        (run / "evaluation.json").read_text(),
+        RunFolder(run).read_config().change({name: CHANGES[name]})
+    )
     RunFolder(run).write(run / "config.json", config.to_json())
     for command in COMMANDS[list(CHANGES).index(name) % 2::2]:
         code, text = says([*command, str(run)])
         assert code == 2 and f"made with {name} = " in text and text.count("\n") == 1, text
-    assert (run / "evaluation.json").read_text() == report and not (run / "media" / "episode.mp4").exists()
+    assert (run / "evaluation.json").read_text() == report and not (
+        run / "media" / "episode.mp4"
+    ).exists()
 
 
 def test_a_foreign_checkpoint_is_refused(run, tmp_path):
@@ -393,7 +465,11 @@ def test_a_foreign_checkpoint_is_refused(run, tmp_path):
     shutil.copytree(tmp_path / "other" / "checkpoint", run / "checkpoint", dirs_exist_ok=True)
     for command in COMMANDS:
         code, text = says([*command, str(run)])
-        assert code == 2 and "no checkpoint of this run: it was made with seed = 9, and 3 is" in text and text.count("\n") == 1
+        assert (
+            code == 2
+            and "no checkpoint of this run: it was made with seed = 9, and 3 is" in text
+            and text.count("\n") == 1
+        )
     assert (run / "evaluation.json").read_text() == report
 
 
@@ -405,7 +481,13 @@ def test_only_the_length_may_differ(run):
 
 # ---------------------------------------------------------------- save and load are symmetric
 
-@pytest.mark.parametrize("place", [".", "checkpoint", "collected", "checkpoint/save-00000002", "checkpoint/../checkpoint", "link"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ".", "checkpoint", "collected", "checkpoint/save-00000002", "checkpoint/../checkpoint",
+        "link"
+    ],
+)
 def test_an_agent_is_never_saved_into_a_run(run, place):
     agent, before = Agent.load(run), {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     (run / "link").symlink_to("checkpoint")
@@ -423,7 +505,9 @@ def test_nor_into_one_that_has_saved_nothing_yet(run):
             agent.save(place)
 
 
-@pytest.mark.parametrize("name", ["agent", "checkpoint", "save-00000001", "run/agent", "run/checkpoint/mine", "a b", "."])
+@pytest.mark.parametrize(
+    "name", ["agent", "checkpoint", "save-00000001", "run/agent", "run/checkpoint/mine", "a b", "."]
+)
 def test_what_was_saved_last_is_loaded(run, monkeypatch, name):
     monkeypatch.chdir(run.parent)
     agent, name = Agent.load(run), Path(name)
@@ -434,7 +518,7 @@ def test_what_was_saved_last_is_loaded(run, monkeypatch, name):
         return loads(folder, i)
     loads = lambda folder, i: (Agent.load(folder).controller.actor.bias == i).all()
     assert saved(name, 1) and saved(name, 2)
-    (name / "checkpoint").mkdir(exist_ok=True)                  # somebody's own folder, then another agent's
+    (name / "checkpoint").mkdir(exist_ok=True)      # somebody's own folder, then another agent's
     assert loads(name, 2) and saved(name / "checkpoint", 3) and loads(name, 2)
     (name / "config.json").write_text('{"somebody": "else"}')
     assert saved(name, 4) and loads(name / "checkpoint", 3)
@@ -444,16 +528,25 @@ def test_what_was_saved_last_is_loaded(run, monkeypatch, name):
 
 def test_git_commit_is_that_of_our_own_files(tmp_path, monkeypatch):
     "An environment inside of somebody's repository, and a source tree."
-    git = lambda *words: subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    git = lambda *words: subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True,
+        capture_output=True, text=True
+    ).stdout.strip()
     package = tmp_path / "venv" / "simulus_nb"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(""), (tmp_path / "theirs.py").write_text("")
-    monkeypatch.setattr(trainer, "find_spec", lambda name: types.SimpleNamespace(origin=str(package / "__init__.py")))
+    monkeypatch.setattr(
+        trainer, "find_spec",
+        lambda name: types.SimpleNamespace(origin=str(package / "__init__.py"))
+    )
     git("init")
     assert git_commit() is None
     git("add", "theirs.py"), git("commit", "-m", "theirs")
     assert git_commit() is None
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git")), monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
+    (
+        monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git")),
+        monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
+    )
     assert git_commit() is None
     git("add", "-A"), git("commit", "-m", "ours")
     assert git_commit() == git("rev-parse", "HEAD")
@@ -469,13 +562,24 @@ def instead(kind, outside):
         with open(path, "wb") as f:
             f.truncate(2**43)                                   # 8 TB that take no room
     nested = lambda opening: lambda path: path.write_text(opening * 100_000)
-    return {"pipe": os.mkfifo, "zeros": lambda path: path.symlink_to("/dev/zero"), "link": lambda path: path.symlink_to(outside), "gap": lambda path: path.symlink_to(outside.parent / "none"),
-            "folder": Path.mkdir, "hole": hole, "lists": nested('{"a":['), "900": lambda path: path.write_text("[" * 900 + "]" * 900),
-            "binary": lambda path: path.write_bytes(b"\xff\xfe\x00"), "null": lambda path: path.write_text("null\n")}[kind]
+    return {
+        "pipe": os.mkfifo, "zeros": lambda path: path.symlink_to("/dev/zero"),
+        "link": lambda path: path.symlink_to(outside),
+        "gap": lambda path: path.symlink_to(outside.parent / "none"), "folder": Path.mkdir,
+        "hole": hole, "lists": nested('{"a":['),
+        "900": lambda path: path.write_text("[" * 900 + "]" * 900),
+        "binary": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+        "null": lambda path: path.write_text("null\n")
+    }[kind]
 
 
-FILES = ("config.json", "metrics.jsonl", "manifest.json", "evaluation.json", "evaluation-best.json", "run.lock", "media", "media/curves.png", "media/episode.mp4", "media/best",
-         "checkpoint", "checkpoint/LATEST", "checkpoint/save-00000002", "checkpoint/save-00000002/meta.json", "checkpoint/save-00000002/manifest.json", "checkpoint/save-00000002/agent.safetensors", "collected")
+FILES = (
+    "config.json", "metrics.jsonl", "manifest.json", "evaluation.json", "evaluation-best.json",
+    "run.lock", "media", "media/curves.png", "media/episode.mp4", "media/best", "checkpoint",
+    "checkpoint/LATEST", "checkpoint/save-00000002", "checkpoint/save-00000002/meta.json",
+    "checkpoint/save-00000002/manifest.json", "checkpoint/save-00000002/agent.safetensors",
+    "collected"
+)
 KINDS = ("link", "pipe", "gap", "zeros", "folder", "hole", "lists", "null")
 
 
@@ -494,8 +598,12 @@ def test_a_file_that_is_something_else(finished, tmp_path, name):
         command = COMMANDS[(n + FILES.index(name)) % 4]         # each kind meets each command
         code, text = says([*command, str(run)])
         assert code in (0, 2) and "Traceback" not in text, (kind, command, code, text)
-        assert code == 0 or sum("damaged checkpoint" not in line for line in text.splitlines()) == 1, (kind, command, text)
-        assert outside.read_text() == "dear reader" and list(outside.parent.iterdir()) == [outside], kind
+        assert (
+            code == 0 or sum("damaged checkpoint" not in line for line in text.splitlines()) == 1
+        ), (kind, command, text)
+        assert outside.read_text() == "dear reader" and list(outside.parent.iterdir()) == [
+            outside
+        ], kind
         shutil.rmtree(run)
 
 
@@ -504,16 +612,30 @@ def test_a_run_folder_may_be_a_link_itself(run):
     assert says(["evaluate", str(run.parent / "short")])[0] == 0
 
 
-GIANTS = [(("config", "world_model", "retnet", "layers"), 10**7), (("config", "world_model", "retnet", "width"), 10**9), (("config", "world_model", "retnet", "width"), 32), (("config", "world_model", "retnet", "ffn"), 10**9),
-          (("config", "world_model", "reward_bins"), 10**12), (("config", "controller", "width"), 10**9), (("config", "controller", "value_bins"), 10**12), (("config", "controller", "channels"), [10**9, 4]), (("config", "controller", "embedding"), 10**9),
-          (("config", "tokenizer", "image", "image_size"), 2**40), (("config", "tokenizer", "image", "stages"), 10**10), (("config", "tokenizer", "image", "vocab"), 10**12), (("config", "tokenizer", "image", "channels"), 10**9),
-          (("config", "tokenizer", "grid_patch"), 10**6), (("obs_spec", "modalities", 0, "shape"), [2**20, 2**20, 3]), (("obs_spec", "modalities", 0, "shape"), [32, 32, 10**10]),
-          (("action_spec", "nvec"), [10**12]), (("action_spec", "nvec"), [3] * 10**5), (("action_spec", "shape"), [10**12])]
+GIANTS = [
+    (("config", "world_model", "retnet", "layers"), 10**7),
+    (("config", "world_model", "retnet", "width"), 10**9),
+    (("config", "world_model", "retnet", "width"), 32),
+    (("config", "world_model", "retnet", "ffn"), 10**9),
+    (("config", "world_model", "reward_bins"), 10**12), (("config", "controller", "width"), 10**9),
+    (("config", "controller", "value_bins"), 10**12),
+    (("config", "controller", "channels"), [10**9, 4]),
+    (("config", "controller", "embedding"), 10**9),
+    (("config", "tokenizer", "image", "image_size"), 2**40),
+    (("config", "tokenizer", "image", "stages"), 10**10),
+    (("config", "tokenizer", "image", "vocab"), 10**12),
+    (("config", "tokenizer", "image", "channels"), 10**9),
+    (("config", "tokenizer", "grid_patch"), 10**6),
+    (("obs_spec", "modalities", 0, "shape"), [2**20, 2**20, 3]),
+    (("obs_spec", "modalities", 0, "shape"), [32, 32, 10**10]), (("action_spec", "nvec"), [10**12]),
+    (("action_spec", "nvec"), [3] * 10**5), (("action_spec", "shape"), [10**12])
+]
 
 
 @pytest.mark.parametrize("path, value", GIANTS, ids=lambda v: str(v)[-40:])
 def test_giant_sizes_build_nothing(run, path, value):
-    "Sizes are compared with the tensors that are there: in meta.json alone, and with config.json forged to fit."
+    """Sizes are compared with the tensors that are there: in meta.json alone, and with config.json
+    forged to fit."""
     for save in (run / "checkpoint").glob("save-*"):
         meta_of(save, *path, value=value)
     def loads():
@@ -526,10 +648,12 @@ def test_giant_sizes_build_nothing(run, path, value):
     if path[0] == "config":
         config = json.loads((run / "config.json").read_text())
         at = config
-        for key in path[1:-1]: at = at[key]
+        for key in path[1:-1]:
+            at = at[key]
         at[path[-1]] = value
         (run / "config.json").write_text(json.dumps(config))
-        code, text = says([*COMMANDS[GIANTS.index((path, value)) % 2 * 3], str(run)])          # evaluate, or go on
+        # evaluate, or go on
+        code, text = says([*COMMANDS[GIANTS.index((path, value)) % 2 * 3], str(run)])
         assert code == 2 and text.count("\n") == 1, text
 
 
@@ -537,9 +661,13 @@ def test_many_modalities_and_long_rows_build_nothing(run):
     meta = json.loads((max((run / "checkpoint").glob("save-*")) / "meta.json").read_text())
     one = meta["obs_spec"]["modalities"][0]
     for save in (run / "checkpoint").glob("save-*"):
-        meta_of(save, "obs_spec", "modalities", value=[one | {"key": str(i)} for i in range(10_000)])
+        meta_of(
+            save, "obs_spec", "modalities", value=[one | {"key": str(i)} for i in range(10_000)]
+        )
     begin = time.perf_counter()
-    assert "larger agent than the one" in refused(Agent.load, run) and time.perf_counter() - begin < 5
+    assert (
+        "larger agent than the one" in refused(Agent.load, run) and time.perf_counter() - begin < 5
+    )
 
 
 def test_readers_take_ordinary_files_only(tmp_path):

@@ -8,26 +8,45 @@ from torch import nn
 from torch.nn import functional as F
 
 from simulus_nb.controller import Controller, ControllerConfig, log_prob
-from simulus_nb.imagination import ControllerLossConfig, Dream, controller_loss, imagine, sample_observation
+from simulus_nb.imagination import (
+    ControllerLossConfig, Dream, controller_loss, imagine, sample_observation
+)
 from simulus_nb.replay import Segment
 from simulus_nb.retnet import RetNetConfig
 from simulus_nb.returns import ReturnScale, lambda_return_recurrent
 from simulus_nb.spaces import ActionSpec, TokenGroup, TokenLayout, UserError
 from simulus_nb.world_model import Prediction, WorldModel, WorldModelConfig, world_model_loss
 
-LAYOUT = TokenLayout((TokenGroup("obs", "image", 4, (8,), grid=(2, 2)), TokenGroup("map", "grid", 2, (3, 4), grid=(1, 2))))
-ACTIONS = {"discrete": ActionSpec("discrete", (3,)), "multidiscrete": ActionSpec("multidiscrete", (3, 2)),
-           "continuous": ActionSpec("continuous", (5, 5), (-1.0, -1.0), (1.0, 1.0), (2,), "float32")}
+LAYOUT = TokenLayout(
+    (
+        TokenGroup("obs", "image", 4, (8,), grid=(2, 2)),
+        TokenGroup("map", "grid", 2, (3, 4), grid=(1, 2))
+    )
+)
+ACTIONS = {
+    "discrete": ActionSpec("discrete", (3,)), "multidiscrete": ActionSpec("multidiscrete", (3, 2)),
+    "continuous": ActionSpec("continuous", (5, 5), (-1.0, -1.0), (1.0, 1.0), (2,), "float32")
+}
 
 
 def make(actions="discrete", shared=True, seed=0, book=None):
     torch.manual_seed(seed)
     book = torch.randn(8, 6, dtype=torch.float64) if book is None else book
     books = lambda: {"obs": book}
-    M = WorldModel(LAYOUT, ACTIONS[actions], WorldModelConfig(RetNetConfig(width=16, heads=2, layers=2)), books).double().eval()
+    M = (
+        WorldModel(
+            LAYOUT, ACTIONS[actions], WorldModelConfig(RetNetConfig(width=16, heads=2, layers=2)),
+            books
+        )
+        .double()
+        .eval()
+    )
     for p in M.parameters():
         nn.init.normal_(p, std=0.4)
-    C = Controller(LAYOUT, ACTIONS[actions], ControllerConfig(width=12, channels=(4, 3), embedding=4, shared=shared), books).double()
+    C = Controller(
+        LAYOUT, ACTIONS[actions],
+        ControllerConfig(width=12, channels=(4, 3), embedding=4, shared=shared), books
+    ).double()
     for layer in (C.actor, C.critic):
         nn.init.normal_(layer.weight)
     return M, C
@@ -38,8 +57,13 @@ def make_context(C, B=4, T=3, seed=0):
     mask = torch.arange(T) >= torch.randint(T, (B,), generator=g)[:, None]
     sizes = torch.tensor([8] * 4 + [3, 4] * 2)
     z = (torch.rand(B, T, 8, generator=g) * sizes).long() * mask[..., None]
-    action = (torch.rand(B, T, C.action_spec.count, generator=g) * torch.tensor(C.action_spec.nvec)).long() * mask[..., None]
-    return Segment(z, action, torch.randn(B, T, generator=g) * mask, torch.zeros(B, T).bool(), mask, torch.zeros(B, T).long())
+    action = (
+        torch.rand(B, T, C.action_spec.count, generator=g) * torch.tensor(C.action_spec.nvec)
+    ).long() * mask[..., None]
+    return Segment(
+        z, action, torch.randn(B, T, generator=g) * mask, torch.zeros(B, T).bool(), mask,
+        torch.zeros(B, T).long()
+    )
 
 
 def gen(seed):
@@ -47,8 +71,12 @@ def gen(seed):
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for f in fields(Dream) if f.name != "start" for x, y in [(getattr(a, f.name), getattr(b, f.name))]) \
-        and all(torch.equal(x, y) for x, y in zip(a.start, b.start))
+    return all(
+        torch.equal(x, y)
+        for f in fields(Dream)
+        if f.name != "start"
+        for x, y in [(getattr(a, f.name), getattr(b, f.name))]
+    ) and all(torch.equal(x, y) for x, y in zip(a.start, b.start))
 
 
 def loss_and_grads(C, dream, config=ControllerLossConfig(), window=5):
@@ -67,10 +95,18 @@ def test_shapes_and_ranges(actions):
     M, C = make(actions)
     dream = imagine(M, C, make_context(C), 6, gen(0))
     K_a = ACTIONS[actions].count
-    assert dream.z.shape == (4, 6, 8) and dream.action.shape == (4, 6, K_a) and dream.reward.shape == dream.done.shape == dream.alive.shape == (4, 6)
+    assert (
+        dream.z.shape == (4, 6, 8)
+        and dream.action.shape == (4, 6, K_a)
+        and dream.reward.shape == dream.done.shape == dream.alive.shape == (4, 6)
+    )
     assert (dream.z >= 0).all() and (dream.z < torch.tensor([8] * 4 + [3, 4] * 2)).all()
     assert (dream.action >= 0).all() and (dream.action < torch.tensor(ACTIONS[actions].nvec)).all()
-    assert (dream.action[:, -1] == 0).all() and (dream.reward[:, -1] == 0).all() and (dream.done[:, -1] == 0).all()
+    assert (
+        (dream.action[:, -1] == 0).all()
+        and (dream.reward[:, -1] == 0).all()
+        and (dream.done[:, -1] == 0).all()
+    )
     alive = torch.cat([torch.ones(4, 1), (1 - dream.done).cumprod(1)[:, :-1]], 1)
     assert torch.equal(dream.alive, alive)
     assert not any(t.requires_grad for t in (dream.reward, *dream.start))
@@ -95,7 +131,7 @@ def test_dream_begins_at_the_last_row_of_the_context():
     dream = imagine(M, C, context, 3, gen(0))
     assert torch.equal(dream.z[:, 0], context.z[:, -1])
     last = replace(context, action=context.action.clone())
-    last.action[:, -1] = 2 - last.action[:, -1]                     # what was really done there is not looked at
+    last.action[:, -1] = 2 - last.action[:, -1]     # what was really done there is not looked at
     assert same(dream, imagine(M, C, last, 3, gen(0)))
 
 
@@ -108,7 +144,10 @@ def test_context_of_one_row():
 def test_real_rewards_and_ends_are_never_read():
     M, C = make()
     context = make_context(C)
-    lied = replace(context, reward=torch.full_like(context.reward, torch.nan), done=~context.done, index=context.index + 7)
+    lied = replace(
+        context, reward=torch.full_like(context.reward, torch.nan), done=~context.done,
+        index=context.index + 7
+    )
     assert same(imagine(M, C, context, 5, gen(0)), imagine(M, C, lied, 5, gen(0)))
 
 
@@ -141,7 +180,10 @@ def test_whole_context_at_once_gives_the_same_predictions():
     M, C = make()
     context = replace(make_context(C), mask=torch.ones(4, 3).bool())
     dream = imagine(M, C, context, 5, gen(0))
-    z, action = torch.cat([context.z[:, :-1], dream.z], 1), torch.cat([context.action[:, :-1], dream.action], 1)
+    z, action = (
+        torch.cat([context.z[:, :-1], dream.z], 1),
+        torch.cat([context.action[:, :-1], dream.action], 1)
+    )
     whole, _ = M(z[:, :-1], action[:, :-1], first=3)
     close(M.reward.decode(whole.reward), dream.reward[:, :-1])
 
@@ -150,7 +192,9 @@ def test_sampled_tokens_follow_the_model():
     p = torch.tensor([0.6, 0.3, 0.1])
     layout = TokenLayout((TokenGroup("a", "vector", 2, (3,)),))
     logits = torch.stack([p.log(), p.flip(0).log()]).expand(30_000, 1, 2, 3)
-    z = sample_observation(layout, Prediction({"a": logits[..., None, :]}, None, None), gen(0))[:, 0]
+    z = sample_observation(layout, Prediction({"a": logits[..., None, :]}, None, None), gen(0))[
+        :, 0
+    ]
     freq = torch.stack([F.one_hot(z[:, k], 3).float().mean(0) for k in range(2)])
     assert z.shape == (30_000, 2) and (freq - torch.stack([p, p.flip(0)])).abs().max() < 0.015
     joint = ((z[:, 0] == 0) & (z[:, 1] == 2)).float().mean()
@@ -176,12 +220,19 @@ def test_loss_with_plain_loops(actions, shared):
             logp = logits[b, t].log_softmax(-1)
             chosen = reduce(torch.stack([logp[j, a] for j, a in enumerate(dream.action[b, t])]))
             H = reduce(-(logp.exp() * logp).sum(-1))
-            actor = actor - (G[b, t] - value[b, t]) / max(1.0, metrics["return_scale"]) * chosen - 0.05 * H
+            actor = (
+                actor
+                - (G[b, t] - value[b, t]) / max(1.0, metrics["return_scale"]) * chosen
+                - 0.05 * H
+            )
             critic = critic - (C.value.encode(G[b, t]) * value_logits[b, t].log_softmax(-1)).sum()
             n += 1
             if dream.done[b, t]:
                 break
-    close(loss, (actor + critic) / n), close(metrics["actor"], actor / n), close(metrics["critic"], critic / n)
+    (
+        close(loss, (actor + critic) / n), close(metrics["actor"], actor / n),
+        close(metrics["critic"], critic / n)
+    )
 
 
 @settings(deadline=None, max_examples=12)
@@ -209,7 +260,9 @@ def test_live_steps_do_count():
     dream = imagine(M, C, make_context(C), 5, gen(0))
     done = torch.zeros(4, 5)
     done[0, 2] = 1
-    dream = replace(dream, done=done, alive=torch.cat([torch.ones(4, 1), (1 - done).cumprod(1)[:, :-1]], 1))
+    dream = replace(
+        dream, done=done, alive=torch.cat([torch.ones(4, 1), (1 - done).cumprod(1)[:, :-1]], 1)
+    )
     base = loss_and_grads(C, dream)[0]
     for t in range(4):
         reward = dream.reward.clone()
@@ -227,21 +280,33 @@ def test_gradients_stay_where_they_belong():
     assert all(p.grad is not None and p.grad.any() for p in C.parameters())
     assert all(p.grad is None for p in M.parameters()) and book.grad is None
     C.zero_grad(set_to_none=True)
-    world_model_loss(M, context.z, context.action, context.reward, context.done, context.mask)[0].backward()
-    assert all(p.grad is None for p in C.parameters()) and book.grad is None and any(p.grad is not None for p in M.parameters())
+    world_model_loss(M, context.z, context.action, context.reward, context.done, context.mask)[
+        0
+    ].backward()
+    assert (
+        all(p.grad is None for p in C.parameters())
+        and book.grad is None
+        and any(p.grad is not None for p in M.parameters())
+    )
 
 
 def test_critic_may_learn_alone():
     "With `actor=False` the loss is the critic's term, and the actor's head feels nothing."
     M, C = make()
     dream = imagine(M, C, make_context(C), 5, gen(0))
-    config, scales = ControllerLossConfig(), [ReturnScale(3, batch=dream.reward[:, 1:].numel()) for _ in range(2)]
+    config, scales = (
+        ControllerLossConfig(),
+        [ReturnScale(3, batch=dream.reward[:, 1:].numel()) for _ in range(2)]
+    )
     both, metrics = controller_loss(C, dream, scales[0], config)
     alone, _ = controller_loss(C, dream, scales[1], config, actor=False)
     close(alone, metrics["critic"])
     close(both, metrics["critic"] + metrics["actor"])
     alone.backward()
-    assert all(p.grad is None or not p.grad.any() for p in C.actor.parameters()) and C.critic.weight.grad.any()
+    assert (
+        all(p.grad is None or not p.grad.any() for p in C.actor.parameters())
+        and C.critic.weight.grad.any()
+    )
 
 
 def test_critic_is_not_moved_by_the_actor():
@@ -259,13 +324,19 @@ def test_critic_is_not_moved_by_the_actor():
 
 
 class Chain:
-    "A deterministic world of one token: action 1 climbs, action 0 slides to the bottom; height pays, the top ends it."
-    layout, actions = TokenLayout((TokenGroup("height", "categorical", 1, (3,), sizes=(3,)),)), ActionSpec("discrete", (2,))
+    """A deterministic world of one token: action 1 climbs, action 0 slides to the bottom; height
+    pays, the top ends it."""
+    layout, actions = (
+        TokenLayout((TokenGroup("height", "categorical", 1, (3,), sizes=(3,)),)),
+        ActionSpec("discrete", (2,))
+    )
 
     @staticmethod
     def rules(z, action):
         after = torch.where(action == 1, (z + 1).clamp(max=2), torch.zeros_like(z))
-        return after, after[..., 0].double() * 0.3 - 0.2 * action[..., 0], (after[..., 0] == 2).float()
+        return (
+            after, after[..., 0].double() * 0.3 - 0.2 * action[..., 0], (after[..., 0] == 2).float()
+        )
 
 
 def every_dream(C, H, ends=True):
@@ -291,13 +362,16 @@ def row(dream, b):
 
 
 def reinforce(C, dream, params, c=0.0, entropy=0.0):
-    "Gradient of J: every dream's loss, undone of its mean over live steps, weighted by its probability."
+    """Gradient of J: every dream's loss, undone of its mean over live steps, weighted by its
+    probability."""
     p, steps, total = probability(C, dream).detach(), dream.z.shape[1] - 1, 0.0
     for b in range(len(p)):
         scale = ReturnScale(window=3 if c else 1, batch=steps).double()
         for past in (-c, c) if c else ():
             scale.update(torch.full((steps,), past))
-        loss, metrics = controller_loss(C, row(dream, b), scale, ControllerLossConfig(1.0, 1.0, entropy))
+        loss, metrics = controller_loss(
+            C, row(dream, b), scale, ControllerLossConfig(1.0, 1.0, entropy)
+        )
         assert c or metrics["return_scale"] <= 1
         total = total - p[b] * dream.alive[b, :-1].sum() * loss
     return torch.autograd.grad(total, params)
@@ -305,7 +379,9 @@ def reinforce(C, dream, params, c=0.0, entropy=0.0):
 
 def chain_controller(seed):
     torch.manual_seed(seed)
-    C = Controller(Chain.layout, Chain.actions, ControllerConfig(width=8, embedding=3, shared=False)).double()
+    C = Controller(
+        Chain.layout, Chain.actions, ControllerConfig(width=8, embedding=3, shared=False)
+    ).double()
     nn.init.normal_(C.actor.weight), nn.init.normal_(C.critic.weight, std=0.1)
     return C, [*C.trunks[0].parameters(), *C.actor.parameters()]
 
@@ -331,8 +407,10 @@ def test_expected_gradient_is_the_gradient_of_the_expected_return(ends, seed):
         with torch.no_grad():
             i = int(s.abs().argmax())
             flat, eps = p.view(-1), 1e-5
-            flat[i] += eps; up = J()
-            flat[i] -= 2 * eps; down = J()
+            flat[i] += eps
+            up = J()
+            flat[i] -= 2 * eps
+            down = J()
             flat[i] += eps
         close((up - down) / (2 * eps), s.flatten()[i], rtol=1e-5, atol=1e-9)
 
@@ -341,9 +419,11 @@ def test_baseline_changes_the_noise_and_not_the_mean():
     C, params = chain_controller(0)
     dream = every_dream(C, 4)
     done = dream.done.clone()
-    done[:, -2] = 1.0                                               # all end here: no value is bootstrapped
+    done[:, -2] = 1.0                                       # all end here: no value is bootstrapped
     dream = replace(dream, done=done)
-    one_row = lambda: loss_and_grads(C, row(dream, 3), ControllerLossConfig(1.0, 1.0, 0.0), window=1)[1]["actor"]
+    one_row = lambda: loss_and_grads(
+        C, row(dream, 3), ControllerLossConfig(1.0, 1.0, 0.0), window=1
+    )[1]["actor"]
     before, single = reinforce(C, dream, params), one_row()
     with torch.no_grad():
         C.critic.bias += torch.randn_like(C.critic.bias)
@@ -368,7 +448,9 @@ def test_entropy_bonus_pulls_towards_uniform():
     close(weak[1]["actor"] - strong[1]["actor"], weak[1]["entropy"])
     optimizer = torch.optim.Adam(params, lr=0.05)
     for _ in range(100):
-        loss, metrics = controller_loss(C, dream, ReturnScale(batch=8), ControllerLossConfig(entropy=10.0))
+        loss, metrics = controller_loss(
+            C, dream, ReturnScale(batch=8), ControllerLossConfig(entropy=10.0)
+        )
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     assert metrics["entropy"] > 0.99 * torch.tensor(2.0).log()
 
@@ -390,6 +472,8 @@ def test_loss_never_reads_a_number_on_the_host():
     with FakeTensorMode():
         C = Controller(Chain.layout, Chain.actions, ControllerConfig(width=8, embedding=3))
         z, a = torch.zeros(3, 4, 1, dtype=torch.long), torch.zeros(3, 4, 1, dtype=torch.long)
-        dream = Dream(z, a, torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(3, 4), C.initial_state(3))
+        dream = Dream(
+            z, a, torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(3, 4), C.initial_state(3)
+        )
         loss, _ = controller_loss(C, dream, ReturnScale(batch=9), ControllerLossConfig())
         assert loss.shape == ()

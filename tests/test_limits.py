@@ -1,4 +1,5 @@
-"Worlds that never end, and simulators of which there is one: evaluation, training and films with them, and that nothing stays open."
+"""Worlds that never end, and simulators of which there is one: evaluation, training and films with
+them, and that nothing stays open."""
 import json
 import warnings
 
@@ -21,7 +22,9 @@ torch.set_num_threads(1)
 
 
 class World(gymnasium.Env):
-    "Episodes of `length` steps, rewards of 1. Of this world `most` may be open at a time: more fail in the constructor, or in `reset`."
+    """Episodes of `length` steps, rewards of 1.
+
+    Of this world `most` may be open at a time: more fail in the constructor, or in `reset`."""
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
     observation_space, action_space = gs.Box(-1, 1, (3,), np.float32), gs.Discrete(2)
     length, most, where, up, made = 5, 10**6, "init", 0, 0
@@ -66,20 +69,31 @@ def register():
         del gymnasium.registry[one]
 
 
-AGENT = RandomAgent(ObsSpec.from_space(World.observation_space), ActionSpec.from_space(World.action_space))
-TINY = {"epochs": 3, "threads": 1, "device": "cpu", "save_every": 1, "collect.steps": 12, "collect.capacity": 60, "world_model.retnet.width": 16, "world_model.retnet.layers": 1,
-        "controller.width": 16, "controller.channels": [4, 4], "train_m.batch": 2, "train_m.steps": 1, "train_m.start": 0, "train_c.batch": 2, "train_c.steps": 1,
-        "train_c.start": 0, "evaluation.episodes": 3, "evaluation.num_envs": 2, "evaluation.every": 1, "evaluation.interim": 2, "evaluation.max_steps": 20}
+AGENT = RandomAgent(
+    ObsSpec.from_space(World.observation_space), ActionSpec.from_space(World.action_space)
+)
+TINY = {
+    "epochs": 3, "threads": 1, "device": "cpu", "save_every": 1, "collect.steps": 12,
+    "collect.capacity": 60, "world_model.retnet.width": 16, "world_model.retnet.layers": 1,
+    "controller.width": 16, "controller.channels": [4, 4], "train_m.batch": 2, "train_m.steps": 1,
+    "train_m.start": 0, "train_c.batch": 2, "train_c.steps": 1, "train_c.start": 0,
+    "evaluation.episodes": 3, "evaluation.num_envs": 2, "evaluation.every": 1,
+    "evaluation.interim": 2, "evaluation.max_steps": 20
+}
 
 
 @pytest.fixture(autouse=True)
 def no_media(request, monkeypatch):
     monkeypatch.setattr("simulus_nb.trainer.dream_media", lambda *a, **k: {})
-    monkeypatch.setattr("simulus_nb.trainer.plot_history", lambda *a: 1 / 0)           # is no more than a notice
+    # is no more than a notice
+    monkeypatch.setattr("simulus_nb.trainer.plot_history", lambda *a: 1 / 0)
 
 
 def train(env, folder, changes=(), **options):
-    return Trainer(preset("small").change({**TINY, "env": env, **dict(changes)}), folder, progress=False, **options).train()
+    return Trainer(
+        preset("small").change({**TINY, "env": env, **dict(changes)}), folder, progress=False,
+        **options
+    ).train()
 
 
 # a limit
@@ -93,8 +107,11 @@ def test_capped_episodes_are_counted_and_keep_their_return(lengths, n, limit):
             self.length = left.pop(0)
             return super().reset(seed=seed)
     result = evaluate(AGENT, [Listed] * n, len(lengths), max_steps=limit)
-    assert sorted(result.lengths) == sorted(min(x, limit) for x in lengths) and result.returns == tuple(map(float, result.lengths))
-    assert result.capped == sum(x > limit for x in lengths)                    # one that ends by itself at the limit is not cut
+    assert sorted(result.lengths) == sorted(
+        min(x, limit) for x in lengths
+    ) and result.returns == tuple(map(float, result.lengths))
+    # one that ends by itself at the limit is not cut
+    assert result.capped == sum(x > limit for x in lengths)
     assert Evaluation.from_json(json.loads(json.dumps(result.to_json()))) == result
     assert ("were cut after" in score_text("X-v0", result)) == (result.capped > 0)
 
@@ -109,8 +126,13 @@ def test_a_world_without_an_end_is_trained_and_evaluated(register, tmp_path, cap
     assert main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2"]) == 0
     out = capsys.readouterr().out
-    assert "3 of 3 episodes were cut after 20 steps" in out and "2 of 2 episodes were cut" in out and "max_episode_steps" in out and "episode.mp4" in out
-    del stored["capped"]                                                       # as earlier releases wrote it
+    assert (
+        "3 of 3 episodes were cut after 20 steps" in out
+        and "2 of 2 episodes were cut" in out
+        and "max_episode_steps" in out
+        and "episode.mp4" in out
+    )
+    del stored["capped"]                                            # as earlier releases wrote it
     (tmp_path / "run" / "evaluation.json").write_text(json.dumps(stored))
     assert run.folder.result(2).capped == 0
 
@@ -120,8 +142,13 @@ def test_it_is_told_how_far_an_evaluation_is(monkeypatch):
     monkeypatch.setattr("simulus_nb.evaluate.time.monotonic", lambda: next(clock))
     told = []
     evaluate(AGENT, [World] * 2, 6, say=told.append)
-    assert told and len(told) < 15 and told[0].startswith("evaluation 0/6, step ") and all(t.startswith("evaluation ") for t in told)
-    with meter() as tell:                                                      # no terminal here: not at once
+    assert (
+        told
+        and len(told) < 15
+        and told[0].startswith("evaluation 0/6, step ")
+        and all(t.startswith("evaluation ") for t in told)
+    )
+    with meter() as tell:                                           # no terminal here: not at once
         tell("evaluation 1/2")
 
 
@@ -130,9 +157,13 @@ def test_it_is_told_how_far_an_evaluation_is(monkeypatch):
 @pytest.mark.parametrize("where", ["init", "reset"])
 @pytest.mark.parametrize("most, n", [(1, 1), (1, 2), (2, 3)])
 def test_a_single_simulator_changes_nothing_that_is_learnt(register, tmp_path, where, most, n):
-    "The same run with simulators enough: equal numbers, weights and games; also when it is stopped and resumed."
+    """The same run with simulators enough: equal numbers, weights and games; also when it is
+    stopped and resumed."""
     def numbers(run):
-        rows = [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in run.folder.history()]
+        rows = [
+            {k: v for k, v in r.items() if not k.startswith("seconds")}
+            for r in run.folder.history()
+        ]
         return rows, run.result.returns, {k: v.clone() for k, v in run.agent.state_dict().items()}
     single, plain = make(most=most, where=where), make()
     alone = {"evaluation.num_envs": n}
@@ -153,19 +184,32 @@ def test_a_single_simulator_changes_nothing_that_is_learnt(register, tmp_path, w
     assert single.up == 0
     (rows, returns, weights), *others = map(numbers, (a, b, c))
     for other in others:
-        assert other[0] == rows and other[1] == returns and all(torch.equal(weights[k], x) for k, x in other[2].items())
-    assert main(["evaluate", str(tmp_path / "b"), "--episodes", "2"]) == 0 and (tmp_path / "b" / "media" / "episode.mp4").exists() and single.up == 0
+        assert (
+            other[0] == rows
+            and other[1] == returns
+            and all(torch.equal(weights[k], x) for k, x in other[2].items())
+        )
+    assert (
+        main(["evaluate", str(tmp_path / "b"), "--episodes", "2"]) == 0
+        and (tmp_path / "b" / "media" / "episode.mp4").exists()
+        and single.up == 0
+    )
 
 
 def test_a_world_that_cannot_be_opened_at_all_keeps_its_error(register, tmp_path):
     single = make(most=1)
-    run = Trainer(preset("small").change({**TINY, "env": register(single)}), tmp_path / "run", progress=False)
+    run = Trainer(
+        preset("small").change({**TINY, "env": register(single)}), tmp_path / "run", progress=False
+    )
     single.most = 0
     with pytest.raises(OSError, match="Address already in use"):
         run.train()
     assert single.up == 0
     single.most = 1                                                            # nothing is lost
-    assert len(Trainer(None, tmp_path / "run", resume=True, progress=False).train().result.returns) == 3
+    assert (
+        len(Trainer(None, tmp_path / "run", resume=True, progress=False).train().result.returns)
+        == 3
+    )
 
 
 def test_a_finished_trainer_plays_on_when_asked(register, tmp_path):
@@ -174,7 +218,8 @@ def test_a_finished_trainer_plays_on_when_asked(register, tmp_path):
     assert cls.up == 0 and len(run.evaluate(2).returns) == 2 and cls.up == 0
     run.collect()
     assert cls.up == 1
-    run.close(); run.close()
+    run.close()
+    run.close()
     assert cls.up == 0
 
 
@@ -203,29 +248,36 @@ def test_everything_is_closed_after_an_error(register, tmp_path, where, k):
     config = preset("small").change({**TINY, "env": register(cls), "collect.num_envs": 3})
     makers = [cls] * 3
     if where == "init":
-        with pytest.raises(ValueError): opened(makers)
+        with pytest.raises(ValueError):
+            opened(makers)
         assert cls.up == 0
         cls.made = 0
     if where != "step":
         with pytest.raises(ValueError):
             Lockstep(makers, AGENT.obs_spec, AGENT.action_spec)
-        if where == "init": assert cls.up == 0
+        if where == "init":
+            assert cls.up == 0
         cls.made = cls.up = 0
     if k == 1 or where == "step":
-        with pytest.raises(ValueError): evaluate(AGENT, makers, 3)
+        with pytest.raises(ValueError):
+            evaluate(AGENT, makers, 3)
     else:
-        with pytest.warns(Notice, match="broken"): assert len(evaluate(AGENT, makers, 3).returns) == 3
+        with pytest.warns(Notice, match="broken"):
+            assert len(evaluate(AGENT, makers, 3).returns) == 3
     assert cls.up == 0
-    cls.made = 0 if (where, k) == ("init", 1) else -1                          # one more looks at the spaces
+    cls.made = 0 if (where, k) == ("init", 1) else -1               # one more looks at the spaces
     with pytest.raises(ValueError):
-        RunState(config).collector.collect(lambda obs, starts: np.zeros((3, 1), np.int64), 12) if where != "step" else Trainer(config, tmp_path / "run", progress=False).train()
+        RunState(config).collector.collect(
+            lambda obs, starts: np.zeros((3, 1), np.int64), 12
+        ) if where != "step" else Trainer(config, tmp_path / "run", progress=False).train()
     assert cls.up == 0
     if k == 1:
         cls.made = 0
         assert "broken" in film_episode(AGENT, config, tmp_path / "a.mp4", 1.0, 0) and cls.up == 0
     if (where, k) == ("init", 1):
         cls.made = 0
-        with pytest.raises(ValueError): infer_specs(config)
+        with pytest.raises(ValueError):
+            infer_specs(config)
         assert cls.up == 0
 
 

@@ -1,4 +1,5 @@
-"LPIPS: the metric's properties, its frozen parameters, reproducible random weights, and errors that fail fast."
+"""LPIPS: the metric's properties, its frozen parameters, reproducible random weights, and errors
+that fail fast."""
 import hashlib
 import io
 from pathlib import Path
@@ -9,7 +10,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from simulus_nb import perceptual
-from simulus_nb.perceptual import PerceptualLoss, fetch_vgg, import_lpips, lpips_frame, make_perceptual, unit_channels
+from simulus_nb.perceptual import (
+    PerceptualLoss, fetch_vgg, import_lpips, lpips_frame, make_perceptual, unit_channels
+)
 from simulus_nb.spaces import UserError
 
 
@@ -24,7 +27,9 @@ def pictures(*shape, seed=0, dtype=torch.float32):
 
 def trunk_state(loss) -> dict:
     "A torchvision-style state dict of the trunk."
-    return {f"features.{name.split('.', 1)[1]}": p.clone() for name, p in loss.slices.named_parameters()}
+    return {
+        f"features.{name.split('.', 1)[1]}": p.clone() for name, p in loss.slices.named_parameters()
+    }
 
 
 def test_zero_on_equal_pictures_and_symmetric(loss):
@@ -37,16 +42,25 @@ def test_zero_on_equal_pictures_and_symmetric(loss):
 @given(st.integers(1, 3), st.integers(16, 40), st.integers(16, 40), st.integers(0, 99))
 def test_equals_the_package(loss, batch, height, width, seed):
     package = lpips_frame()
-    for mine, theirs in zip(loss.slices.parameters(), package.net.parameters(), strict=True): theirs.copy_(mine)
-    x, y = pictures(batch, 3, height, width, seed=seed), pictures(batch, 3, height, width, seed=seed + 1)
+    for mine, theirs in zip(loss.slices.parameters(), package.net.parameters(), strict=True):
+        theirs.copy_(mine)
+    x, y = (
+        pictures(batch, 3, height, width, seed=seed),
+        pictures(batch, 3, height, width, seed=seed + 1)
+    )
     torch.testing.assert_close(loss(x, y), package(x, y).flatten())
 
 
 def test_heads_are_the_learnt_ones_and_not_negative(loss):
     package = import_lpips()
-    saved = torch.load(Path(package.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu", weights_only=True)
+    saved = torch.load(
+        Path(package.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu",
+        weights_only=True
+    )
     for l, head in enumerate(loss.heads):
-        assert torch.equal(head.weight, saved[f"lin{l}.model.1.weight"]) and (head.weight >= 0).all()
+        assert (
+            torch.equal(head.weight, saved[f"lin{l}.model.1.weight"]) and (head.weight >= 0).all()
+        )
 
 
 def test_gradient_reaches_the_painting_and_not_the_parameters(loss):
@@ -59,8 +73,10 @@ def test_gradient_reaches_the_painting_and_not_the_parameters(loss):
 def test_training_mode_changes_nothing(loss):
     x, y = pictures(2, 3, 32, 32), pictures(2, 3, 32, 32, seed=1)
     expected = loss(x, y)
-    try: assert torch.equal(loss.train()(x, y), expected)        # no dropout in the heads
-    finally: loss.eval()
+    try:
+        assert torch.equal(loss.train()(x, y), expected)  # no dropout in the heads
+    finally:
+        loss.eval()
 
 
 def test_gradient_is_finite_where_all_channels_are_silent():
@@ -80,8 +96,10 @@ def test_random_is_reproducible_and_leaves_the_global_generator_alone(loss):
     before = torch.get_rng_state()
     other = make_perceptual("random")
     assert torch.equal(before, torch.get_rng_state())
-    for a, b in zip(loss.parameters(), other.parameters(), strict=True): assert torch.equal(a, b)
-    assert len({float(p.sum()) for p in other.slices.parameters() if p.dim() == 4}) == 13     # not all alike
+    for a, b in zip(loss.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    # not all alike
+    assert len({float(p.sum()) for p in other.slices.parameters() if p.dim() == 4}) == 13
 
 
 def test_none_is_none():
@@ -102,7 +120,9 @@ def test_weights_from_a_local_file(tmp_path, loss, suffix):
 
 def check_line(error, *words):
     line = str(error.value)
-    assert "\n" not in line and all(word in line for word in ("--tokenizer.image.perceptual", *words)), line
+    assert "\n" not in line and all(
+        word in line for word in ("--tokenizer.image.perceptual", *words)
+    ), line
 
 
 def test_unusable_files_are_one_line(tmp_path, loss):
@@ -112,15 +132,18 @@ def test_unusable_files_are_one_line(tmp_path, loss):
     (tmp_path / "junk.pth").write_bytes(b"junk")
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     for name in ("missing.pth", "cut.pth", "junk.pth", "tensor.pth"):
-        with pytest.raises(UserError) as error: make_perceptual(str(tmp_path / name))
+        with pytest.raises(UserError) as error:
+            make_perceptual(str(tmp_path / name))
         check_line(error, name, "none", "random", "path")
 
 
 def test_pickled_code_is_not_run(tmp_path):
     class Evil:
-        def __reduce__(self): return (open, (str(tmp_path / "ran"), "w"))
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
     torch.save({"features.0.weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError): make_perceptual(str(tmp_path / "evil.pth"))
+    with pytest.raises(UserError):
+        make_perceptual(str(tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -130,7 +153,8 @@ def test_no_network_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("no route to host")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(UserError) as error: make_perceptual("vgg")
+    with pytest.raises(UserError) as error:
+        make_perceptual("vgg")
     check_line(error, "no route to host", "none", "random", "path")
     assert not list(tmp_path.rglob("*.p*"))
 
@@ -146,20 +170,24 @@ def test_download_is_kept_whole(tmp_path, monkeypatch):
     serve(monkeypatch, tmp_path, data, f"vgg16-{hashlib.sha256(data).hexdigest()[:8]}.pth")
     path = fetch_vgg()
     assert path.read_bytes() == data
-    monkeypatch.setattr("urllib.request.urlopen", None)                  # the second time comes from the cache
+    monkeypatch.setattr("urllib.request.urlopen", None)     # the second time comes from the cache
     assert fetch_vgg() == path and [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
 
 
 def test_damaged_or_cut_download_leaves_nothing(tmp_path, monkeypatch):
     serve(monkeypatch, tmp_path, b"half", "vgg16-00000000.pth")
-    with pytest.raises(UserError, match="damaged"): fetch_vgg()
+    with pytest.raises(UserError, match="damaged"):
+        fetch_vgg()
     class Cut(io.BytesIO):
-        def read(self, n=-1): raise TimeoutError("timed out")
+        def read(self, n=-1):
+            raise TimeoutError("timed out")
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: Cut())
-    with pytest.raises(UserError, match="timed out"): fetch_vgg()
+    with pytest.raises(UserError, match="timed out"):
+        fetch_vgg()
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 8, 32), (1, 4, 32, 32), (1, 2, 32, 32)])
 def test_pictures_it_cannot_judge(loss, shape):
-    with pytest.raises(UserError): loss(torch.zeros(shape), torch.zeros(shape))
+    with pytest.raises(UserError):
+        loss(torch.zeros(shape), torch.zeros(shape))

@@ -14,18 +14,28 @@ F64 = torch.float64
 def world(B=3, T=4, K=4, K_a=1, layers=2, heads=2, d_k=4, seed=0):
     torch.manual_seed(seed)
     d = heads * d_k
-    net = RetNet(RetNetConfig(width=d, heads=heads, layers=layers, dropout=0.0, windows=(0.7, 3.0)), K + K_a).double()
-    for p in net.parameters(): p.data.copy_(torch.randn_like(p) / p.shape[-1] ** 0.5)
-    return net, torch.randn(B, T, K + K_a, d, dtype=F64), torch.randn(K, d, dtype=F64), torch.randn(layers, B, heads, d_k, d_k, dtype=F64)
+    net = RetNet(
+        RetNetConfig(width=d, heads=heads, layers=layers, dropout=0.0, windows=(0.7, 3.0)), K + K_a
+    ).double()
+    for p in net.parameters():
+        p.data.copy_(torch.randn_like(p) / p.shape[-1] ** 0.5)
+    return (
+        net, torch.randn(B, T, K + K_a, d, dtype=F64), torch.randn(K, d, dtype=F64),
+        torch.randn(layers, B, heads, d_k, d_k, dtype=F64)
+    )
 
 
 def same(a, b, tol=1e-9):
     assert a.shape == b.shape
-    if b.numel(): assert (a - b).abs().max() <= tol * b.abs().max().clamp(min=1), (a - b).abs().max()
+    if b.numel():
+        assert (a - b).abs().max() <= tol * b.abs().max().clamp(min=1), (a - b).abs().max()
 
 
-sizes = dict(B=st.integers(1, 3), T=st.integers(1, 5), K=st.integers(1, 5), K_a=st.integers(1, 3), layers=st.integers(1, 3),
-             heads=st.integers(1, 2), d_k=st.sampled_from([2, 4]), seed=st.integers(0, 10**6))
+sizes = dict(
+    B=st.integers(1, 3), T=st.integers(1, 5), K=st.integers(1, 5), K_a=st.integers(1, 3),
+    layers=st.integers(1, 3), heads=st.integers(1, 2), d_k=st.sampled_from([2, 4]),
+    seed=st.integers(0, 10**6)
+)
 
 
 @settings(deadline=None, max_examples=30)
@@ -36,17 +46,21 @@ def test_one_pass_is_step_by_step(B, T, K, K_a, layers, heads, d_k, seed, with_s
     past = past if with_state else None
     (yu, S), (want, S_want) = pop(net, x, xu, past), pop_reference(net, x, xu, past)
     assert yu.shape == (B, T, K, heads * d_k)
-    same(yu, want); same(S, S_want); same(S, net(x, past)[1])
+    same(yu, want)
+    same(S, S_want)
+    same(S, net(x, past)[1])
     first = data.draw(st.integers(1, T + 1))
     some, S_some = pop(net, x, xu, past, first=first)
-    same(some, want[:, first - 1:]); same(S_some, S_want)
-    cut = data.draw(st.integers(1, T))                              # a segment, then the rest as a dream, step by step
+    same(some, want[:, first - 1 :])
+    same(S_some, S_want)
+    cut = data.draw(st.integers(1, T))          # a segment, then the rest as a dream, step by step
     y, state = pop(net, x[:, :cut], xu, past)
     ys = [y]
     for t in range(cut, T):
         y, state = pop(net, x[:, t:t + 1], xu, state)
         ys.append(y)
-    same(torch.cat(ys, 1), want); same(state, S_want)
+    same(torch.cat(ys, 1), want)
+    same(state, S_want)
 
 
 @settings(deadline=None, max_examples=20)
@@ -60,7 +74,8 @@ def test_padding_in_front_is_dropped(B, T, K, K_a, layers, heads, d_k, seed, dat
     yu, S = pop(net, garbage, xu, mask=mask)
     for row, start in enumerate(starts):
         alone, S_alone = pop_reference(net, x[row:row + 1, start:], xu)
-        same(yu[row:row + 1, start:], alone); same(S[:, row:row + 1], S_alone)
+        same(yu[row : row + 1, start:], alone)
+        same(S[:, row : row + 1], S_alone)
     same(pop(net, x, xu, mask=torch.ones(B, T, dtype=torch.bool))[0], pop(net, x, xu)[0], 1e-12)
 
 
@@ -71,14 +86,16 @@ def test_padding_after_a_past_only_lets_time_pass():
     _, S = pop(net, x[:, :2], xu, past, mask=nothing)
     _, other = pop(net, 1 + 5 * torch.randn_like(x[:, :2]), xu, past, mask=nothing)
     same(S, other)
-    same(S.norm(dim=-2), past.norm(dim=-2) * (net.decay ** 10)[:, None])                    # two blocks of five tokens
+    # two blocks of five tokens
+    same(S.norm(dim=-2), past.norm(dim=-2) * (net.decay ** 10)[:, None])
 
 
 @torch.no_grad()
 def test_nothing_asked_is_remembered():
     net, x, xu, past = world()
     _, S = pop(net, x, xu, past)
-    for other in (100 * torch.randn_like(xu), xu[:1], torch.zeros_like(xu)): same(pop(net, x, other, past)[1], S)
+    for other in (100 * torch.randn_like(xu), xu[:1], torch.zeros_like(xu)):
+        same(pop(net, x, other, past)[1], S)
     same(pop(net, x, xu, past, first=5)[1], S)
 
 
@@ -87,10 +104,12 @@ def test_nothing_asked_is_remembered():
 def test_causal(block):
     net, x, xu, past = world(layers=3)
     yu, _ = pop(net, x, xu, past)
-    y = x.clone(); y[:, block, -1] = torch.randn_like(y[:, block, -1])                      # its last token, the action
+    y = x.clone()
+    y[:, block, -1] = torch.randn_like(y[:, block, -1])  # its last token, the action
     moved = (pop(net, y, xu, past)[0] - yu).abs().amax((0, 3))
     assert (moved[:block] < 1e-12).all() and (moved[block:] > 1e-9).all()
-    u = xu.clone(); u[2] = torch.randn_like(u[2])                                           # a question moves only those to its right
+    u = xu.clone()
+    u[2] = torch.randn_like(u[2])  # a question moves only those to its right
     moved = (pop(net, x, u, past)[0] - yu).abs().amax((0, 1, 3))
     assert (moved[:2] < 1e-12).all() and (moved[2:] > 1e-9).all()
 
@@ -101,7 +120,8 @@ def test_rows_never_mix():
     yu, S = pop(net, x, xu, past)
     for row in range(3):
         y, s = pop(net, x[row:row + 1], xu, past[:, row:row + 1])
-        same(y, yu[row:row + 1]); same(s, S[:, row:row + 1])
+        same(y, yu[row : row + 1])
+        same(s, S[:, row : row + 1])
 
 
 def test_gradients_are_those_of_the_reference():
@@ -119,7 +139,10 @@ def test_gradients_are_those_of_the_reference():
 def test_gradcheck():
     net, x, xu, past = world(B=2, T=2, K=2, layers=2, heads=1, d_k=2)
     f = lambda x, xu, s: pop(net, x, xu, s, mask=torch.tensor([[True, True], [False, True]]))
-    assert torch.autograd.gradcheck(f, (x.requires_grad_(), xu.requires_grad_(), past.requires_grad_()), atol=1e-4, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        f, (x.requires_grad_(), xu.requires_grad_(), past.requires_grad_()), atol=1e-4,
+        fast_mode=True
+    )
 
 
 @torch.no_grad()
@@ -129,10 +152,13 @@ def test_shortcuts_of_project():
     h = torch.cat([x.flatten(1, 2), xu.repeat(3, 1).expand(3, -1, -1)], 1)
     here, there = tab.here, tuple(t[..., 1:, :4, :] for t in tab.there)
     cx, cu, gate = project(layer, h, here, there)
-    assert [y.shape for y in cx] == [(3, 2, 4, 5, 4)] * 3 and [y.shape for y in cu] == [(3, 2, 3, 4, 4)] * 3
+    assert [y.shape for y in cx] == [(3, 2, 4, 5, 4)] * 3 and [y.shape for y in cu] == [
+        (3, 2, 3, 4, 4)
+    ] * 3
     assert gate.shape == (3, 32, 8)
     def alike(a, b):
-        for y, z in zip(a, b, strict=True): same(y.expand_as(z), z)
+        for y, z in zip(a, b, strict=True):
+            same(y.expand_as(z), z)
     fx, fu, fgate = project(layer, h, here, there, xu)
     assert fu[0].shape[0] == 1
     alike(fx, cx), alike(fu, cu), same(fgate, gate)
@@ -147,11 +173,21 @@ def test_operations(layers, first):
     "Eq. (10.12) of the chapter, against PyTorch's counter."
     net, x, xu, _ = world(layers=layers)
     B, T, L, d, K, h, f = *x.shape, len(xu), 2, 4
-    with torch.no_grad(), FlopCounterMode(display=False) as counter: pop(net, x, xu, first=first)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        pop(net, x, xu, first=first)
     l, e, P = layers, d * d // h, T + 1 - first
-    want = 2 * B * T * L * d * d * (l * (5 + 2 * f) - (3 + 2 * f)) + 2 * B * P * K * d * d * (l * (5 + 2 * f) - 4) + 8 * K * d * d
-    want += B * T * ((l - 1) * (4 * L * L * d + 2 * L * e) + 2 * l * L * e) + 4 * P * K * K * d * ((l - 1) * B + 1) + 2 * l * B * P * K * e
-    want += 2 * B * T * ((l - 1) * (T + max(P, 1)) + max(P, 1)) * e         # the state is kept, whatever is asked
+    want = (
+        2 * B * T * L * d * d * (l * (5 + 2 * f) - (3 + 2 * f))
+        + 2 * B * P * K * d * d * (l * (5 + 2 * f) - 4)
+        + 8 * K * d * d
+    )
+    want += (
+        B * T * ((l - 1) * (4 * L * L * d + 2 * L * e) + 2 * l * L * e)
+        + 4 * P * K * K * d * ((l - 1) * B + 1)
+        + 2 * l * B * P * K * e
+    )
+    # the state is kept, whatever is asked
+    want += 2 * B * T * ((l - 1) * (T + max(P, 1)) + max(P, 1)) * e
     assert counter.get_total_flops() == want
 
 
@@ -168,7 +204,8 @@ def test_mixed_precision():
 def test_first_out_of_range():
     net, x, xu, _ = world()
     for first in (0, 6):
-        with pytest.raises(UserError, match="between 1 and T"): pop(net, x, xu, first=first)
+        with pytest.raises(UserError, match="between 1 and T"):
+            pop(net, x, xu, first=first)
 
 
 def test_compiles_into_one_graph():
@@ -176,8 +213,10 @@ def test_compiles_into_one_graph():
     mask = torch.tensor([[False, True, True, True]] * 3)
     want = pop(net, x, xu, past, mask, 2)
     torch._dynamo.reset()
-    got = torch.compile(pop, backend="eager", fullgraph=True)(net, x, xu, past, mask, 2)    # tables exist: no break
-    same(got[0], want[0], 1e-12); same(got[1], want[1], 1e-12)
+    # tables exist: no break
+    got = torch.compile(pop, backend="eager", fullgraph=True)(net, x, xu, past, mask, 2)
+    same(got[0], want[0], 1e-12)
+    same(got[1], want[1], 1e-12)
 
 
 @pytest.mark.gpu
@@ -186,4 +225,5 @@ def test_gpu_agrees_with_cpu():
     net, x, xu, past = world(layers=3)
     yu, S = pop(net, x, xu, past)
     y, s = pop(net.cuda(), *(t.cuda() for t in (x, xu, past)))
-    same(y.cpu(), yu); same(s.cpu(), S)
+    same(y.cpu(), yu)
+    same(s.cpu(), S)

@@ -1,4 +1,5 @@
-"README.md is what tools/render_readme.py makes of the preface, and everything it points to is there."
+"""README.md is what tools/render_readme.py makes of the preface, and everything it points to is
+there."""
 import importlib.util
 import re
 from pathlib import Path
@@ -29,7 +30,9 @@ def test_readme_is_rendered():
     assert README.read_text(encoding="utf8") == text, "run python tools/render_readme.py"
     assert pictures
     for name, data in pictures.items():
-        assert (ROOT / "nbs" / name).read_bytes() == data, f"nbs/{name} is old: run python tools/render_readme.py"
+        assert (ROOT / "nbs" / name).read_bytes() == data, (
+            f"nbs/{name} is old: run python tools/render_readme.py"
+        )
 
 
 def test_links_exist():
@@ -40,10 +43,18 @@ def test_links_exist():
 
 def test_every_chapter_is_in_the_roadmap():
     "And with its module, if it writes one."
-    rows = {m[1]: m[2] for m in re.finditer(r"^\| \d\d \| \[.*?\]\(nbs/(\S+)\) \|.*\| (?:`(\w+)`)? ?\|$", README.read_text(encoding="utf8"), re.M)}
+    rows = {
+        m[1]: m[2]
+        for m in re.finditer(
+            r"^\| \d\d \| \[.*?\]\(nbs/(\S+)\) \|.*\| (?:`(\w+)`)? ?\|$",
+            README.read_text(encoding="utf8"), re.M
+        )
+    }
     assert set(rows) == {p.name for p in ROOT.glob("nbs/[0-9]*.ipynb")}
     for name, module in rows.items():
-        exported = re.findall(r"#\| default_exp (\w+)", (ROOT / "nbs" / name).read_text(encoding="utf8"))
+        exported = re.findall(
+            r"#\| default_exp (\w+)", (ROOT / "nbs" / name).read_text(encoding="utf8")
+        )
         assert exported == ([module] if module else []), name
 
 
@@ -55,28 +66,55 @@ def test_pictures_are_pictures():
 
 def test_test_command_is_marked():
     "`.ci/run` and people find the command in the block after the mark."
-    commands = re.findall(r"<!-- test-command -->\n```(?:bash|sh)?\n(.+?)\n```", README.read_text(encoding="utf8"), re.S)
+    commands = re.findall(
+        r"<!-- test-command -->\n```(?:bash|sh)?\n(.+?)\n```", README.read_text(encoding="utf8"),
+        re.S
+    )
     assert len(commands) == 1
     assert all(word in commands[0] for word in ("pip install", "nbdev_test", "pytest"))
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("[a](08_retention.ipynb)", "[a](nbs/08_retention.ipynb)"),
-    ("![a](images/dream.png) and [b](../LICENSE)", "![a](nbs/images/dream.png) and [b](LICENSE)"),
-    ("[a](https://example.org/x) [b](#symbols) [c](mailto:x@example.org)", "[a](https://example.org/x) [b](#symbols) [c](mailto:x@example.org)"),
-    ("[a](b)\n```python\nx[0](b)\n```\n[a](b)", "[a](nbs/b)\n```python\nx[0](b)\n```\n[a](nbs/b)"),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("[a](08_retention.ipynb)", "[a](nbs/08_retention.ipynb)"),
+        (
+            "![a](images/dream.png) and [b](../LICENSE)",
+            "![a](nbs/images/dream.png) and [b](LICENSE)"
+        ),
+        (
+            "[a](https://example.org/x) [b](#symbols) [c](mailto:x@example.org)",
+            "[a](https://example.org/x) [b](#symbols) [c](mailto:x@example.org)",
+        ),
+        (
+            "[a](b)\n```python\nx[0](b)\n```\n[a](b)",
+            "[a](nbs/b)\n```python\nx[0](b)\n```\n[a](nbs/b)"
+        ),
+    ],
+)
 def test_links_start_from_the_root(text, expected):
     assert render_readme.from_root(text) == expected
 
 
 def test_rendering_a_small_notebook(tmp_path):
     shown = new_output("display_data", {"image/png": "iVBORw==", "text/plain": "<Figure>"})
-    cells = [new_markdown_cell("# T\n\n[one](a.ipynb)"), new_code_cell("#| hide\nsecret = 1"), new_code_cell("1 + 1", outputs=[new_output("execute_result", {"text/plain": "2"}, execution_count=1)]),
-             new_code_cell("#| echo: false\n#| label: drawing\n#| fig-alt: A line.\nplot()", outputs=[shown])]
+    cells = [
+        new_markdown_cell("# T\n\n[one](a.ipynb)"),
+        new_code_cell("#| hide\nsecret = 1"),
+        new_code_cell(
+            "1 + 1", outputs=[new_output("execute_result", {"text/plain": "2"}, execution_count=1)]
+        ),
+        new_code_cell(
+            "#| echo: false\n#| label: drawing\n#| fig-alt: A line.\nplot()", outputs=[shown]
+        ),
+    ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "x.ipynb")
     text, pictures = render_readme.render(tmp_path / "x.ipynb")
-    assert text == "# T\n\n[one](nbs/a.ipynb)\n\n```python\n1 + 1\n```\n\n    2\n\n![A line.](nbs/images/drawing.png)\n"
+    assert (
+        text
+        == "# T\n\n[one](nbs/a.ipynb)\n\n```python\n1 + 1\n```\n\n    2\n\n![A "
+           "line.](nbs/images/drawing.png)\n"
+    )
     assert pictures == {"images/drawing.png": b"\x89PNG"}
 
     cells[-1].outputs = []

@@ -1,4 +1,5 @@
-"Streams in, frames, segments and contexts out: never two episodes mixed, every transition a target."
+"""Streams in, frames, segments and contexts out: never two episodes mixed, every transition a
+target."""
 from collections import Counter
 
 import gymnasium
@@ -16,13 +17,19 @@ from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError
 from simulus_nb.tokenizer import MultiModalTokenizer, TokenizerConfig
 from simulus_nb.world_model import WorldModel, WorldModelConfig, world_model_loss
 
-SPEC = ObsSpec((Modality("label", "categorical", (3,), nvec=(9, 99, 999)),))    # environment, episode, step
+# environment, episode, step
+SPEC = ObsSpec((Modality("label", "categorical", (3,), nvec=(9, 99, 999)),))
 SETTINGS = settings(deadline=None, max_examples=30)
 
 
 def stream(env, lengths, open_steps, truncated=()):
-    "One environment's whole history as `Rows`: episodes of these lengths (each with a final observation), then an open one."
-    rows = [(env, e, t, t == n, t == n - 1 and e not in truncated) for e, n in enumerate(lengths) for t in range(n + 1)]
+    """One environment's whole history as `Rows`: episodes of these lengths (each with a final
+    observation), then an open one."""
+    rows = [
+        (env, e, t, t == n, t == n - 1 and e not in truncated)
+        for e, n in enumerate(lengths)
+        for t in range(n + 1)
+    ]
     rows += [(env, len(lengths), t, False, False) for t in range(open_steps)]
     x = np.array(rows, np.int64).reshape(-1, 5)
     last, done = x[:, 3].astype(bool), x[:, 4].astype(bool)
@@ -31,7 +38,10 @@ def stream(env, lengths, open_steps, truncated=()):
 
 
 def part(rows, a, b):
-    return Rows({k: x[a:b] for k, x in rows.obs.items()}, rows.action[a:b], rows.reward[a:b], rows.done[a:b], rows.last[a:b])
+    return Rows(
+        {k: x[a:b] for k, x in rows.obs.items()}, rows.action[a:b], rows.reward[a:b],
+        rows.done[a:b], rows.last[a:b]
+    )
 
 
 @st.composite
@@ -47,7 +57,10 @@ def histories(draw):
         for a, b in zip([0, *cuts], [*cuts, len(truth[e])]):
             buffer.extend(e, part(truth[e], a, b))
     label = buffer.obs["label"]
-    buffer.set_tokens(buffer.filled(), torch.stack([label[:, 0], label[:, 1], label[:, 2]], 1)[buffer.filled()] + 1)
+    buffer.set_tokens(
+        buffer.filled(),
+        torch.stack([label[:, 0], label[:, 1], label[:, 2]], 1)[buffer.filled()] + 1
+    )
     return buffer, truth
 
 
@@ -67,7 +80,7 @@ def test_the_newest_rows_of_each_environment_are_stored(history):
         assert (buffer.obs["label"][at].numpy() == t.obs["label"][position]).all()
         for name in ("action", "reward", "done", "last"):
             assert (getattr(buffer, name)[at].numpy() == getattr(t, name)[position]).all()
-        episode = t.obs["label"][:, 1]                  # bounds of every row, the slow way, over the whole history
+        episode = t.obs["label"][:, 1]  # bounds of every row, the slow way, over the whole history
         for p, row in zip(position, at.tolist()):
             mine = np.flatnonzero(episode == episode[p])
             assert (buffer.start[row], buffer.end[row]) == (mine[0], mine[-1])
@@ -76,18 +89,28 @@ def test_the_newest_rows_of_each_environment_are_stored(history):
 def check_windows(buffer, s, T):
     assert s.mask.shape == s.index.shape == s.reward.shape == s.done.shape == (len(s.mask), T)
     assert s.z.shape == (len(s.mask), T, 3) and s.action.shape == (len(s.mask), T, 2)
-    assert s.z.dtype == s.action.dtype == s.index.dtype == torch.int64 and s.done.dtype == s.mask.dtype == torch.bool
+    assert (
+        s.z.dtype == s.action.dtype == s.index.dtype == torch.int64
+        and s.done.dtype == s.mask.dtype == torch.bool
+    )
     label, m = buffer.obs["label"][s.index].long(), s.mask
     both = m[:, 1:] & m[:, :-1]
-    assert (label[:, 1:, :2] == label[:, :-1, :2]).all(-1)[both].all()              # one environment, one episode
-    assert (label[:, 1:, 2] == label[:, :-1, 2] + 1)[both].all()                    # consecutive steps
-    assert m.any(1).all() and ((m.int().diff(dim=1) == 1).sum(1) <= 1).all() and ((m.int().diff(dim=1) == -1).sum(1) <= 1).all()
+    # one environment, one episode
+    assert (label[:, 1:, :2] == label[:, :-1, :2]).all(-1)[both].all()
+    assert (label[:, 1:, 2] == label[:, :-1, 2] + 1)[both].all()                # consecutive steps
+    assert (
+        m.any(1).all()
+        and ((m.int().diff(dim=1) == 1).sum(1) <= 1).all()
+        and ((m.int().diff(dim=1) == -1).sum(1) <= 1).all()
+    )
     assert (m.int().diff(dim=1) != 0).sum(1).max() <= 2
     assert (s.z[m] == label[m] + 1).all() and (s.action[m] == buffer.action[s.index[m]]).all()
-    assert (s.reward[m] == buffer.reward[s.index[m]]).all() and (s.done[m] == buffer.done[s.index[m]]).all()
-    for x in (s.z, s.action, s.reward, s.done, s.index):                            # padding is zero
+    assert (s.reward[m] == buffer.reward[s.index[m]]).all() and (
+        s.done[m] == buffer.done[s.index[m]]
+    ).all()
+    for x in (s.z, s.action, s.reward, s.done, s.index):                        # padding is zero
         assert not x[~m].any()
-    assert not buffer.last[s.index][:, :-1][both].any()                             # nothing follows a final observation
+    assert not buffer.last[s.index][:, :-1][both].any()     # nothing follows a final observation
     assert torch.isin(s.index[m], buffer.filled()).all()
 
 
@@ -132,8 +155,12 @@ def test_contexts_end_where_an_action_follows(history, T):
     assert s.mask[:, -1].all() and not buffer.last[s.index[:, -1]].any()
     assert (s.mask.int().diff(dim=1) >= 0).all()        # padding on the left only
     full = s.mask.sum(1) == T
-    begun = buffer.position[s.index[:, -1]] - torch.maximum(buffer.start[s.index[:, -1]], buffer.lists()[2][s.index[:, -1] // buffer.ring])
-    assert (full == (begun >= T - 1)).all() and (s.mask.sum(1) == torch.clamp(begun + 1, max=T)).all()
+    begun = buffer.position[s.index[:, -1]] - torch.maximum(
+        buffer.start[s.index[:, -1]], buffer.lists()[2][s.index[:, -1] // buffer.ring]
+    )
+    assert (full == (begun >= T - 1)).all() and (
+        s.mask.sum(1) == torch.clamp(begun + 1, max=T)
+    ).all()
 
 
 @given(histories(), st.sampled_from([2, 3, 10, 20]))
@@ -173,9 +200,17 @@ def test_probabilities_are_those_of_the_chapter():
     for j in (0, 4, T - 2):  # places 1, 5, 7 of a target: each transition 1 / W times
         rate = torch.bincount(s.index[:, j][shows[:, j]], minlength=n) / draws * windows
         assert rate[-1] == 0 and (rate[:-1] - 1).abs().max() < 5 * (windows / draws) ** 0.5
-    ends = torch.bincount(buffer.contexts(200_000, 4, generator(2)).index[:, -1], minlength=n) / 200_000 * 300
+    ends = (
+        torch.bincount(buffer.contexts(200_000, 4, generator(2)).index[:, -1], minlength=n)
+        / 200_000
+        * 300
+    )
     assert ends[-1] == 0 and (ends[:-1] - 1).abs().max() < 5 * (300 / 200_000) ** 0.5
-    frames = torch.bincount(buffer.frames(200_000, generator(3))["label"][:, 2], minlength=n) / 200_000 * n
+    frames = (
+        torch.bincount(buffer.frames(200_000, generator(3))["label"][:, 2], minlength=n)
+        / 200_000
+        * n
+    )
     assert (frames - 1).abs().max() < 5 * (n / 200_000) ** 0.5
 
 
@@ -211,17 +246,24 @@ def test_saved_and_loaded_buffers_go_on_alike(history, seed):
         assert torch.equal(x[buffer.filled()], copy.tensors()[name][copy.filled()])
     a, b = (x.segments(50, 6, 2, generator(seed)) for x in (buffer, copy))
     assert torch.equal(a.index, b.index) and torch.equal(a.z, b.z) and torch.equal(a.mask, b.mask)
-    assert len(buffer) == len(copy) and buffer.steps == copy.steps and buffer.open_start == copy.open_start
+    assert (
+        len(buffer) == len(copy)
+        and buffer.steps == copy.steps
+        and buffer.open_start == copy.open_start
+    )
 
 
 def test_loading_changes_no_saved_tensor_and_survives_safetensors(tmp_path):
     from safetensors.torch import load_file, save_file
     buffer = ReplayBuffer(30, SPEC, 2, 3, 2)
-    buffer.extend(0, stream(0, [5, 4], 3)); buffer.extend(1, stream(1, [20], 4))
+    buffer.extend(0, stream(0, [5, 4], 3))
+    buffer.extend(1, stream(1, [20], 4))
     save_file(buffer.state_dict(), tmp_path / "replay.safetensors")
     copy = ReplayBuffer(30, SPEC, 2, 3, 2)
     copy.load_state_dict(load_file(tmp_path / "replay.safetensors"))
-    assert all(torch.equal(x, y) for x, y in zip(buffer.tensors().values(), copy.tensors().values()))
+    assert all(
+        torch.equal(x, y) for x, y in zip(buffer.tensors().values(), copy.tensors().values())
+    )
     empty = ReplayBuffer(30, SPEC, 2, 3, 2)
     empty.load_state_dict(ReplayBuffer(30, SPEC, 2, 3, 2).state_dict())
     assert len(empty) == 0
@@ -266,22 +308,45 @@ def test_close_separates_what_comes_next():
 def test_memory_of_atari_100k():
     spec = ObsSpec((Modality("obs", "image", (64, 64, 3)),))
     small = ReplayBuffer(50, spec, 1, 64)
-    assert small.nbytes == 50 * row_bytes(spec, 1, 64) == sum(x.element_size() * x.numel() for x in small.tensors().values())
+    assert (
+        small.nbytes
+        == 50 * row_bytes(spec, 1, 64)
+        == sum(x.element_size() * x.numel() for x in small.tensors().values())
+    )
     assert row_bytes(spec, 1, 64) * 100_000 < 1.3e9
-    assert small.obs["obs"].dtype == torch.uint8 and small.tokens.dtype == small.action.dtype == torch.int16
+    assert (
+        small.obs["obs"].dtype == torch.uint8
+        and small.tokens.dtype == small.action.dtype == torch.int16
+    )
 
 
 def test_all_kinds_of_observation_round_trip():
-    spec = ObsSpec((Modality("eye", "image", (8, 8, 3)), Modality("arm", "vector", (4,)), Modality("map", "grid", (3, 3, 2), nvec=(5, 4096))))
+    spec = ObsSpec(
+        (
+            Modality("eye", "image", (8, 8, 3)), Modality("arm", "vector", (4,)),
+            Modality("map", "grid", (3, 3, 2), nvec=(5, 4096))
+        )
+    )
     rng, n = np.random.default_rng(0), 7
-    obs = {"eye": rng.integers(256, size=(n, 8, 8, 3)).astype(np.uint8), "arm": rng.normal(size=(n, 4)).astype(np.float32), "map": rng.integers(4, size=(n, 3, 3, 2))}
+    obs = {
+        "eye": rng.integers(256, size=(n, 8, 8, 3)).astype(np.uint8),
+        "arm": rng.normal(size=(n, 4)).astype(np.float32), "map": rng.integers(4, size=(n, 3, 3, 2))
+    }
     obs["map"][..., 1] = 4095
     buffer = ReplayBuffer(10, spec, 1, 5)
-    buffer.extend(0, Rows(obs, np.ones((n, 1), np.int64), np.ones(n, np.float32), np.zeros(n, bool), np.zeros(n, bool)))
+    buffer.extend(
+        0,
+        Rows(
+            obs, np.ones((n, 1), np.int64), np.ones(n, np.float32), np.zeros(n, bool),
+            np.zeros(n, bool)
+        ),
+    )
     for k, x in buffer.gather_obs(torch.arange(n)).items():
         assert (x.numpy() == obs[k]).all()
     assert buffer.gather_obs(torch.zeros(2, 3, dtype=torch.long))["eye"].shape == (2, 3, 8, 8, 3)
-    assert {k: x.shape[0] for k, x in buffer.frames(4, generator()).items()} == {"eye": 4, "arm": 4, "map": 4}
+    assert {k: x.shape[0] for k, x in buffer.frames(4, generator()).items()} == {
+        "eye": 4, "arm": 4, "map": 4
+    }
 
 
 @pytest.mark.parametrize("call", [

@@ -1,4 +1,5 @@
-"Spaces: whatever a Gymnasium space can sample becomes arrays of the promised shape and type, and actions survive their tokens."
+"""Spaces: whatever a Gymnasium space can sample becomes arrays of the promised shape and type, and
+actions survive their tokens."""
 import json
 
 import gymnasium as gym
@@ -9,22 +10,41 @@ from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb.spaces import KINDS, ActionSpec, Modality, ObsSpec, TokenGroup, TokenLayout, UserError
+from simulus_nb.spaces import (
+    KINDS, ActionSpec, Modality, ObsSpec, TokenGroup, TokenLayout, UserError
+)
 
 QUICK = settings(deadline=None, max_examples=30)
 side, few, start = st.integers(1, 5), st.integers(1, 6), st.integers(-5, 5)
 
 discrete = st.builds(lambda n, s: gs.Discrete(n, start=s), few, start)
 binary = st.builds(gs.MultiBinary, st.one_of(few, st.tuples(side, side)))
-multi = st.builds(lambda shape, seed: gs.MultiDiscrete(np.random.default_rng(seed).integers(1, 7, shape),
-                                                       start=np.random.default_rng(seed + 1).integers(-3, 4, shape)),
-                  st.one_of(st.tuples(side), st.tuples(side, side), st.tuples(side, side, side)), st.integers(0, 99))
-box = st.builds(lambda shape, low, width, dtype: gs.Box(low, low + width, tuple(shape), dtype),
-                st.lists(side, max_size=3), start, few, st.sampled_from([np.float32, np.float64, np.int8, np.int64]))
-image = st.builds(lambda h, w, c: gs.Box(0, 255, (h, w, c) if c else (h, w), np.uint8), st.integers(8, 12), st.integers(8, 12), st.sampled_from([0, 1, 3]))
+multi = st.builds(
+    lambda shape, seed: gs.MultiDiscrete(
+        np.random.default_rng(seed).integers(1, 7, shape),
+        start=np.random.default_rng(seed + 1).integers(-3, 4, shape)
+    ),
+    st.one_of(st.tuples(side), st.tuples(side, side), st.tuples(side, side, side)),
+    st.integers(0, 99),
+)
+box = st.builds(
+    lambda shape, low, width, dtype: gs.Box(low, low + width, tuple(shape), dtype),
+    st.lists(side, max_size=3), start, few,
+    st.sampled_from([np.float32, np.float64, np.int8, np.int64])
+)
+image = st.builds(
+    lambda h, w, c: gs.Box(0, 255, (h, w, c) if c else (h, w), np.uint8), st.integers(8, 12),
+    st.integers(8, 12), st.sampled_from([0, 1, 3])
+)
 leaf = st.one_of(discrete, binary, multi, box, image)
-nested = st.recursive(leaf, lambda inner: st.one_of(
-    st.dictionaries(st.sampled_from("abcd"), inner, min_size=1, max_size=3).map(gs.Dict), st.lists(inner, min_size=1, max_size=3).map(gs.Tuple)), max_leaves=5)
+nested = st.recursive(
+    leaf,
+    lambda inner: st.one_of(
+        st.dictionaries(st.sampled_from("abcd"), inner, min_size=1, max_size=3).map(gs.Dict),
+        st.lists(inner, min_size=1, max_size=3).map(gs.Tuple)
+    ),
+    max_leaves=5,
+)
 
 
 def batched(samples):
@@ -88,20 +108,32 @@ def test_inferred_kinds(space, kind, shape, nvec):
 
 
 def test_nested_keys_and_overrides():
-    space = gs.Dict(a=gs.Tuple([gs.Discrete(3), gs.Dict(b=gs.Box(0, 255, (8, 8), np.uint8))]), note=gs.Text(4), ram=gs.Box(0, 255, (4,), np.uint8))
+    space = gs.Dict(
+        a=gs.Tuple([gs.Discrete(3), gs.Dict(b=gs.Box(0, 255, (8, 8), np.uint8))]), note=gs.Text(4),
+        ram=gs.Box(0, 255, (4,), np.uint8)
+    )
     spec = ObsSpec.from_space(space, {"note": "drop", "ram": "vector", "a/1/b": "grid"})
-    assert [(m.key, m.kind) for m in spec.modalities] == [("a/0", "categorical"), ("a/1/b", "grid"), ("ram", "vector")]
+    assert [(m.key, m.kind) for m in spec.modalities] == [
+        ("a/0", "categorical"), ("a/1/b", "grid"), ("ram", "vector")
+    ]
     o = spec.flatten({**space.sample(), "note": "left out"})
     assert o["ram"].dtype == np.float32 and o["a/1/b"].shape == (8, 8, 1)
 
 
-@pytest.mark.parametrize("space, overrides, says", [
-    (gs.Text(5), None, "Text"), (gs.Sequence(gs.Discrete(2)), None, "Sequence"), (gs.Graph(gs.Box(0, 1), None), None, "Graph"),
-    (gs.OneOf([gs.Discrete(2), gs.Discrete(3)]), None, "OneOf"),
-    (gs.Box(0, 10**6, (4, 4), np.int32), None, "vector"), (gs.Box(0, 255, (3, 84, 84), np.uint8), None, "colour first"),
-    (gs.Box(0, 1, (64, 64, 3)), None, "tokens"), (gs.Box(0, 1, (4,)), {"key": "grid"}, "grid"), (gs.Box(0, 1, (4,)), {"key": "image"}, "uint8"),
-    (gs.Discrete(3), {"key": "sound"}, "sound"), (gs.Discrete(3), {"keys": "drop"}, "keys"), (gs.Discrete(3), {"key": "drop"}, "no observation"),
-])
+@pytest.mark.parametrize(
+    "space, overrides, says",
+    [
+        (gs.Text(5), None, "Text"), (gs.Sequence(gs.Discrete(2)), None, "Sequence"),
+        (gs.Graph(gs.Box(0, 1), None), None, "Graph"),
+        (gs.OneOf([gs.Discrete(2), gs.Discrete(3)]), None, "OneOf"),
+        (gs.Box(0, 10**6, (4, 4), np.int32), None, "vector"),
+        (gs.Box(0, 255, (3, 84, 84), np.uint8), None, "colour first"),
+        (gs.Box(0, 1, (64, 64, 3)), None, "tokens"), (gs.Box(0, 1, (4,)), {"key": "grid"}, "grid"),
+        (gs.Box(0, 1, (4,)), {"key": "image"}, "uint8"),
+        (gs.Discrete(3), {"key": "sound"}, "sound"), (gs.Discrete(3), {"keys": "drop"}, "keys"),
+        (gs.Discrete(3), {"key": "drop"}, "no observation")
+    ],
+)
 def test_spaces_refused(space, overrides, says):
     with pytest.raises(UserError, match=says) as e:
         ObsSpec.from_space(gs.Dict(key=space), overrides)
@@ -113,12 +145,19 @@ def test_joined_keys_must_differ():
         ObsSpec.from_space(gs.Dict({"a/b": gs.Discrete(2), "a": gs.Dict(b=gs.Discrete(2))}))
 
 
-@pytest.mark.parametrize("wrong", [
-    {"v": [np.nan, 0]}, {"v": [0, np.inf]}, {"v": [1e39, 0]}, {"v": [0, 0, 0]}, {"c": 3}, {"c": 0}, {"c": 1.5}, {"c": np.nan},
-    {"g": [[0, 0], [0, 2]]}, {"g": [[0, -1], [0, 0]]}, {"i": np.full((8, 8), 256)}, {"i": np.full((8, 8), -1)}, {"i": np.zeros((8, 9), np.uint8)},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"v": [np.nan, 0]}, {"v": [0, np.inf]}, {"v": [1e39, 0]}, {"v": [0, 0, 0]}, {"c": 3},
+        {"c": 0}, {"c": 1.5}, {"c": np.nan}, {"g": [[0, 0], [0, 2]]}, {"g": [[0, -1], [0, 0]]},
+        {"i": np.full((8, 8), 256)}, {"i": np.full((8, 8), -1)}, {"i": np.zeros((8, 9), np.uint8)}
+    ],
+)
 def test_bad_values_name_the_key(wrong):
-    space = gs.Dict(v=gs.Box(-1, 1, (2,)), c=gs.Discrete(2, start=1), g=gs.MultiDiscrete([[2, 2], [2, 2]]), i=gs.Box(0, 255, (8, 8), np.uint8))
+    space = gs.Dict(
+        v=gs.Box(-1, 1, (2,)), c=gs.Discrete(2, start=1), g=gs.MultiDiscrete([[2, 2], [2, 2]]),
+        i=gs.Box(0, 255, (8, 8), np.uint8)
+    )
     spec = ObsSpec.from_space(space)
     with pytest.raises(UserError, match=f"'{next(iter(wrong))}'"):
         spec.flatten({**space.sample(), **wrong})
@@ -135,9 +174,15 @@ def test_missing_key_is_named():
 
 
 action_space = st.one_of(
-    discrete, binary, multi,
-    st.builds(lambda shape, low, width, dtype: gs.Box(low, low + width, tuple(shape), dtype), st.lists(side, min_size=0, max_size=2), st.floats(-100, 100), st.floats(0.1, 50),
-              st.sampled_from([np.float32, np.float64])))
+    discrete,
+    binary,
+    multi,
+    st.builds(
+        lambda shape, low, width, dtype: gs.Box(low, low + width, tuple(shape), dtype),
+        st.lists(side, min_size=0, max_size=2), st.floats(-100, 100), st.floats(0.1, 50),
+        st.sampled_from([np.float32, np.float64])
+    ),
+)
 
 
 @QUICK
@@ -148,15 +193,27 @@ def test_actions_survive_their_tokens(space, levels, seed):
     actions = [space.sample() for _ in range(5)]
     tokens = spec.encode(np.stack(actions))
     back = spec.decode(tokens)
-    assert tokens.shape == (5, spec.count) and tokens.dtype == np.int64 and (tokens < np.array(spec.nvec)).all() and (tokens >= 0).all()
+    assert (
+        tokens.shape == (5, spec.count)
+        and tokens.dtype == np.int64
+        and (tokens < np.array(spec.nvec)).all()
+        and (tokens >= 0).all()
+    )
     assert spec.vocab == max(spec.nvec)
     assert np.array_equal(spec.encode(back), tokens)
     if spec.kind == "discrete":
         assert all(type(x) is int for x in back) and back == [int(x) for x in actions]
     else:
         assert back.dtype == space.dtype and all(space.contains(x) for x in back)
-        half = (space.high - space.low).astype(float) / (levels - 1) / 2 if spec.kind == "continuous" else 0
-        assert (np.abs(np.stack(actions).astype(float) - back) <= half + 1e-4 * (spec.kind == "continuous")).all()
+        half = (
+            (space.high - space.low).astype(float) / (levels - 1) / 2
+            if spec.kind == "continuous"
+            else 0
+        )
+        assert (
+            np.abs(np.stack(actions).astype(float) - back)
+            <= half + 1e-4 * (spec.kind == "continuous")
+        ).all()
     again = ActionSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert again == spec and hash(again) == hash(spec)
 
@@ -175,7 +232,13 @@ def test_whole_number_box_actions_are_exact():
     assert spec.decode(spec.encode([[-2, 3]])).tolist() == [[-2, 3]]
 
 
-@pytest.mark.parametrize("space", [gs.Box(-np.inf, np.inf, (2,)), gs.Dict(a=gs.Discrete(2)), gs.Tuple([gs.Discrete(2)]), gs.Text(3), gs.Discrete(10**6)])
+@pytest.mark.parametrize(
+    "space",
+    [
+        gs.Box(-np.inf, np.inf, (2,)), gs.Dict(a=gs.Discrete(2)), gs.Tuple([gs.Discrete(2)]),
+        gs.Text(3), gs.Discrete(10**6)
+    ],
+)
 def test_action_spaces_refused(space):
     with pytest.raises(UserError, match="action space"):
         ActionSpec.from_space(space)
@@ -199,35 +262,53 @@ def test_actions_refused():
 def test_classic_environments_step_with_decoded_actions(env_id):
     env = gym.make(env_id)
     obs, _ = env.reset(seed=0)
-    spec, actions = ObsSpec.from_space(env.observation_space), ActionSpec.from_space(env.action_space)
+    spec, actions = (
+        ObsSpec.from_space(env.observation_space), ActionSpec.from_space(env.action_space)
+    )
     spec.flatten(obs)
     obs, *_ = env.step(actions.decode(np.zeros((1, actions.count), int))[0])
-    assert {k: x.shape for k, x in spec.flatten(obs).items()} == {m.key: m.shape for m in spec.modalities}
+    assert {k: x.shape for k, x in spec.flatten(obs).items()} == {
+        m.key: m.shape for m in spec.modalities
+    }
 
 
 def test_vector_environments_take_decoded_batches():
     for env_id in ("CartPole-v1", "Pendulum-v1"):
         envs = gym.make_vec(env_id, 3, vectorization_mode="sync")
-        spec, actions = ObsSpec.from_space(envs.single_observation_space), ActionSpec.from_space(envs.single_action_space)
+        spec, actions = (
+            ObsSpec.from_space(envs.single_observation_space),
+            ActionSpec.from_space(envs.single_action_space)
+        )
         envs.reset(seed=0)
         obs, *_ = envs.step(actions.decode(np.full((3, actions.count), 1)))
         assert spec.flatten(obs, batch=True)["obs"].shape == (3, *spec.modalities[0].shape)
 
 
-groups = st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(2, 9), min_size=1, max_size=3)), min_size=1, max_size=4)
+groups = st.lists(
+    st.tuples(st.integers(1, 6), st.lists(st.integers(2, 9), min_size=1, max_size=3)), min_size=1,
+    max_size=4
+)
 
 
 @QUICK
 @given(groups, st.lists(st.integers(1, 3), max_size=2))
 def test_layout_splits_and_joins(groups, lead):
-    layout = TokenLayout(tuple(TokenGroup(f"m{i}", "grid", k, tuple(v)) for i, (k, v) in enumerate(groups)))
+    layout = TokenLayout(
+        tuple(TokenGroup(f"m{i}", "grid", k, tuple(v)) for i, (k, v) in enumerate(groups))
+    )
     z = torch.arange(int(np.prod(lead)) * layout.S).view(*lead, layout.S)
     parts = layout.split(z)
     for g in layout.groups:
-        assert parts[g.key].shape == (*lead, g.count, len(g.vocab)) and g.symbols == g.count * len(g.vocab)
+        assert parts[g.key].shape == (*lead, g.count, len(g.vocab)) and g.symbols == g.count * len(
+            g.vocab
+        )
         assert torch.equal(z[..., layout.slices()[g.key]], parts[g.key].flatten(-2))
     assert torch.equal(layout.join(parts), z)
     assert np.array_equal(layout.join(layout.split(z.numpy())), z.numpy())
-    assert layout.S == sum(g.symbols for g in layout.groups) and layout.K == sum(k for k, _ in groups) and hash(layout)
+    assert (
+        layout.S == sum(g.symbols for g in layout.groups)
+        and layout.K == sum(k for k, _ in groups)
+        and hash(layout)
+    )
     with pytest.raises(UserError):
         layout.split(z[..., 1:])

@@ -1,4 +1,5 @@
-"Runs that people steer: saving changes nothing, another device, a longer budget, the best agent kept, losses that explode, and a user's own code."
+"""Runs that people steer: saving changes nothing, another device, a longer budget, the best agent
+kept, losses that explode, and a user's own code."""
 import json
 import math
 import os
@@ -15,7 +16,9 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
 from simulus_nb.agent import Agent
-from simulus_nb.checkpoint import CheckpointWarning, file_digest, is_whole, load_checkpoint, manifest_digest
+from simulus_nb.checkpoint import (
+    CheckpointWarning, file_digest, is_whole, load_checkpoint, manifest_digest
+)
 from simulus_nb.cli import announce, main, summary
 from simulus_nb.config import PRESETS, Config, cost, differences, preset
 from simulus_nb.evaluate import Evaluation
@@ -32,22 +35,34 @@ def no_pictures(monkeypatch):
 
 def toy(**changes):
     "Three epochs of a world at the size of a second."
-    c = preset("small").change({
-        "env": "simulus/Catch-v0", "epochs": 3, "save_every": 1000, "threads": 1, "seed": 3, "device": "cpu",
-        "collect.steps": 34, "collect.num_envs": 2, "collect.capacity": 400,
-        "tokenizer.image.code_dim": 8, "tokenizer.image.vocab": 16, "tokenizer.image.stages": 4,
-        "world_model.retnet.width": 16, "world_model.retnet.layers": 1, "controller.width": 16,
-        "train_v.start": 0, "train_v.steps": 2, "train_v.batch": 4, "train_m.start": 0, "train_m.steps": 2,
-        "train_m.batch": 3, "train_c.start": 1, "train_c.steps": 2, "train_c.batch": 3, "train_c.horizon": 4,
-        "evaluation.episodes": 2, "evaluation.num_envs": 2, "evaluation.every": 0})
+    c = preset("small").change(
+        {
+            "env": "simulus/Catch-v0", "epochs": 3, "save_every": 1000, "threads": 1, "seed": 3,
+            "device": "cpu", "collect.steps": 34, "collect.num_envs": 2, "collect.capacity": 400,
+            "tokenizer.image.code_dim": 8, "tokenizer.image.vocab": 16, "tokenizer.image.stages": 4,
+            "world_model.retnet.width": 16, "world_model.retnet.layers": 1, "controller.width": 16,
+            "train_v.start": 0, "train_v.steps": 2, "train_v.batch": 4, "train_m.start": 0,
+            "train_m.steps": 2, "train_m.batch": 3, "train_c.start": 1, "train_c.steps": 2,
+            "train_c.batch": 3, "train_c.horizon": 4, "evaluation.episodes": 2,
+            "evaluation.num_envs": 2, "evaluation.every": 0
+        }
+    )
     return c.change({name.replace("__", "."): value for name, value in changes.items()})
 
 
 def state(trainer):
     "Everything that a run has come to: tensors by name, plain values, metrics without clocks."
     tensors, meta = trainer.snapshot()
-    flat = {f"{group}/{name}": x for group, members in tensors.items() if group != "metrics" for name, x in members.items()}
-    metrics = [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in trainer.folder.history()]
+    flat = {
+        f"{group}/{name}": x
+        for group, members in tensors.items()
+        if group != "metrics"
+        for name, x in members.items()
+    }
+    metrics = [
+        {k: v for k, v in r.items() if not k.startswith("seconds")}
+        for r in trainer.folder.history()
+    ]
     return flat, {k: v for k, v in meta.items() if k not in ("seconds", "config")}, metrics
 
 
@@ -60,9 +75,13 @@ def assert_equal(a, b):
 
 # ---------------------------------------------------------------- saving changes nothing
 
-@pytest.mark.parametrize("env, options", [("simulus/Catch-v0", {}), ("CartPole-v1", {}), ("Pendulum-v1", {"max_episode_steps": 21})])
+@pytest.mark.parametrize(
+    "env, options",
+    [("simulus/Catch-v0", {}), ("CartPole-v1", {}), ("Pendulum-v1", {"max_episode_steps": 21})]
+)
 def test_how_often_a_run_is_saved_changes_nothing(tmp_path, env, options):
-    "Saved after every epoch, taken up again after every epoch, or never: the same run; games that are open at a save go on."
+    """Saved after every epoch, taken up again after every epoch, or never: the same run; games that
+    are open at a save go on."""
     c = toy(env=env, env_options=options)
     rarely = Trainer(c, tmp_path / "rarely", progress=False).train()
     often = Trainer(replace(c, save_every=1), tmp_path / "often", progress=False).train()
@@ -76,7 +95,7 @@ def test_how_often_a_run_is_saved_changes_nothing(tmp_path, env, options):
         part.save(part.folder.checkpoint)
     assert_equal(rarely, Trainer(pieces, tmp_path / "pieces", resume=True, progress=False))
     ends = rarely.replay.last[rarely.replay.filled()]
-    assert int(ends.sum()) < len(ends) and any(len(x) for x in rarely.played)          # something is open
+    assert int(ends.sum()) < len(ends) and any(len(x) for x in rarely.played)   # something is open
 
 
 class DeafWriter:
@@ -87,11 +106,20 @@ class DeafWriter:
 
 def test_only_the_open_game_is_played_again(tmp_path, monkeypatch):
     "Taking up a run costs the steps of the games in progress, however many there were before."
-    trainer = Trainer(toy(save_every=1, collect__steps=200), tmp_path / "run", progress=False).train()
+    trainer = Trainer(
+        toy(save_every=1, collect__steps=200), tmp_path / "run", progress=False
+    ).train()
     steps, step = [0], Games.step
-    monkeypatch.setattr(Games, "step", lambda self, action: (steps.__setitem__(0, steps[0] + 1), step(self, action))[1])
+    monkeypatch.setattr(
+        Games, "step",
+        lambda self, action: (steps.__setitem__(0, steps[0] + 1), step(self, action))[1]
+    )
     again = Trainer(None, tmp_path / "run", resume=True, progress=False)
-    assert again.games == trainer.games and min(again.games) > 10 and steps[0] == sum(map(len, trainer.played)) < 60
+    assert (
+        again.games == trainer.games
+        and min(again.games) > 10
+        and steps[0] == sum(map(len, trainer.played)) < 60
+    )
     assert again.env_steps == 600
 
 
@@ -101,7 +129,11 @@ def on_another_device(folder, kind="cuda", said=True, config=None, generator=Non
     "Make the newest save look as if it had been written on another kind of device."
     save = max((folder / "checkpoint").glob("save-*"))
     tensors = load_file(save / "random.safetensors")
-    tensors["generator"] = torch.zeros({"cuda": 16, "mps": 44}[kind], dtype=torch.uint8) if generator is None else generator
+    tensors["generator"] = (
+        torch.zeros({"cuda": 16, "mps": 44}[kind], dtype=torch.uint8)
+        if generator is None
+        else generator
+    )
     save_file(tensors, save / "random.safetensors")
     meta = json.loads((save / "meta.json").read_text())
     assert meta["device"] == "cpu"
@@ -112,13 +144,20 @@ def on_another_device(folder, kind="cuda", said=True, config=None, generator=Non
         for settings in group["param_groups"]:
             settings["capturable"] = kind == "cuda"
     (save / "meta.json").write_text(json.dumps(meta))
-    files = {p.name: {"size": p.stat().st_size, "sha256": file_digest(p)} for p in sorted(save.iterdir()) if p.name != "manifest.json"}
-    (save / "manifest.json").write_text(json.dumps({"format": 1, "files": files, "digest": manifest_digest(files)}))
+    files = {
+        p.name: {"size": p.stat().st_size, "sha256": file_digest(p)}
+        for p in sorted(save.iterdir())
+        if p.name != "manifest.json"
+    }
+    (save / "manifest.json").write_text(
+        json.dumps({"format": 1, "files": files, "digest": manifest_digest(files)})
+    )
 
 
 @pytest.mark.parametrize("kind, said", [("cuda", True), ("cuda", False), ("mps", True)])
 def test_a_run_goes_on_on_another_kind_of_device(tmp_path, kind, said):
-    "Weights, buffer and open games stay, random numbers start anew, the same ones each time; one line says so."
+    """Weights, buffer and open games stay, random numbers start anew, the same ones each time; one
+    line says so."""
     c, ends = toy(save_every=1, epochs=2), []
     for name in "ab":
         first = Trainer(c, tmp_path / name, progress=False)
@@ -127,18 +166,25 @@ def test_a_run_goes_on_on_another_kind_of_device(tmp_path, kind, said):
         before, *plain = state(first)
         on_another_device(first.folder.path, kind, said)
         torch.rand(3)
-        with pytest.warns(CheckpointWarning, match="another kind of device.*new random numbers") as caught:
+        with pytest.warns(
+            CheckpointWarning, match="another kind of device.*new random numbers"
+        ) as caught:
             again = Trainer(None, tmp_path / name, resume=True, progress=False)
         assert len(caught) == 1 and "\n" not in str(caught[0].message)
         after, *others = state(again)
         changed = {name for name in before if not torch.equal(before[name], after[name])}
-        assert {"random/torch", "random/generator"} <= changed and all(x.startswith("random/") for x in changed) and plain == others
+        assert (
+            {"random/torch", "random/generator"} <= changed
+            and all(x.startswith("random/") for x in changed)
+            and plain == others
+        )
         ends.append(again.train())
     assert_equal(*ends)
 
 
 def test_a_save_of_an_older_release_can_be_taken_up(tmp_path):
-    "Its settings have `collect.epochs`, its episodes one list of actions, and no device is named: all is taken up but the open episodes."
+    """Its settings have `collect.epochs`, its episodes one list of actions, and no device is named:
+    all is taken up but the open episodes."""
     first = Trainer(toy(epochs=4, learn_on=1, save_every=2), tmp_path / "run", progress=False)
     for _ in range(2):
         first.log(first.run_epoch(), DeafWriter())
@@ -149,16 +195,24 @@ def test_a_save_of_an_older_release_can_be_taken_up(tmp_path):
     first.folder.config.write_text(json.dumps(config))
     save = max(first.folder.checkpoint.glob("save-*"))
     episodes = load_file(save / "episodes.safetensors")
-    episodes = {k: x for k, x in episodes.items() if k.startswith("policy")} | {"actions": torch.zeros(0, 2, 1, dtype=torch.int64)}
+    episodes = {k: x for k, x in episodes.items() if k.startswith("policy")} | {
+        "actions": torch.zeros(0, 2, 1, dtype=torch.int64)
+    }
     save_file(episodes, save / "episodes.safetensors")
-    on_another_device(first.folder.path, "cpu", said=False, config=config, generator=first.generator.get_state())
+    on_another_device(
+        first.folder.path, "cpu", said=False, config=config, generator=first.generator.get_state()
+    )
     with pytest.warns(CheckpointWarning, match="older release: new episodes") as caught:
         again = Trainer(None, tmp_path / "run", resume=True, progress=False)
     assert len(caught) == 1 and again.epoch == 2 and again.config == first.config
     after, *_, others = state(again)
     assert metrics == others
-    changed = {name for name in before if name not in after or not torch.equal(before[name], after[name])}
-    assert {name.split("/")[0] for name in changed} <= {"episodes", "replay"} and "replay/reward" not in changed
+    changed = {
+        name for name in before if name not in after or not torch.equal(before[name], after[name])
+    }
+    assert {name.split("/")[0] for name in changed} <= {
+        "episodes", "replay"
+    } and "replay/reward" not in changed
     again.train()
     assert again.env_steps == 3 * 34 and again.epoch == 4
 
@@ -178,7 +232,9 @@ def test_an_older_file_of_settings_says_the_same():
         del old["learn_on"]
         old["epochs"], old["collect"]["epochs"] = total, collecting
         new = Config.from_json(json.loads(json.dumps(old)))
-        assert (new.epochs, new.learn_on, new.collecting) == (total, learn_on, min(total, collecting))
+        assert (new.epochs, new.learn_on, new.collecting) == (
+            total, learn_on, min(total, collecting)
+        )
         assert Config.from_json(new.to_json()) == new
     old["collect"]["epochs"] = "2"
     with pytest.raises(UserError, match="unknown field collect.epochs"):
@@ -189,7 +245,8 @@ def test_an_older_file_of_settings_says_the_same():
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_keep_their_schedules(name):
-    "Which epochs collect is what `collect.epochs` said; a budget is counted back to the same epochs."
+    """Which epochs collect is what `collect.epochs` said; a budget is counted back to the same
+    epochs."""
     c = preset(name)
     old = c.to_json()
     learn_on = old.pop("learn_on")
@@ -202,14 +259,18 @@ def test_presets_keep_their_schedules(name):
 
 @pytest.mark.parametrize("learn_on, every", [(0, 0), (2, 2)])
 def test_a_longer_run_equals_one_that_was_meant_to_be_long(tmp_path, learn_on, every):
-    "Finished, then given more steps: bit for bit what the larger number gives from the start; epochs that only learnt are taken back."
-    c = toy(epochs=3 + learn_on, learn_on=learn_on, evaluation__every=every, evaluation__interim=1, save_every=2)
+    """Finished, then given more steps: bit for bit what the larger number gives from the start;
+    epochs that only learnt are taken back."""
+    c = toy(
+        epochs=3 + learn_on, learn_on=learn_on, evaluation__every=every, evaluation__interim=1,
+        save_every=2
+    )
     once = Trainer(c.for_steps(34 * 5), tmp_path / "once", progress=False).train()
     short = Trainer(c, tmp_path / "twice", progress=False).train()
     assert short.env_steps == 34 * 3 and short.epoch == 3 + learn_on
     longer = Trainer(None, tmp_path / "twice", resume=True, progress=False, steps=34 * 5)
     assert longer.epoch == 3 and longer.folder.read_config().epochs == 5 + learn_on
-    if learn_on:                                                # cut off before anything new is saved
+    if learn_on:                                            # cut off before anything new is saved
         longer = Trainer(None, tmp_path / "twice", resume=True, progress=False)
         assert longer.epoch == 3
     longer.train()
@@ -224,23 +285,38 @@ def test_lengths_that_are_refused(tmp_path, capsys):
     "One line each; nothing is lost."
     folder = tmp_path / "run"
     Trainer(toy(epochs=4, learn_on=1), folder, progress=False).train()
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name}
-    for line, expected in {"--steps 34": "has 102 environment steps behind it.*--steps 102",
-                           "--epochs 9 --learn-on 6": "keeps learn_on = 1.*would collect nothing.*--steps N",
-                           "--steps 200 --epochs 9": "give one of them", "--steps 0": "steps = 0 is out of range"}.items():
+    before = {
+        p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name
+    }
+    for line, expected in {
+        "--steps 34": "has 102 environment steps behind it.*--steps 102",
+        "--epochs 9 --learn-on 6": "keeps learn_on = 1.*would collect nothing.*--steps N",
+        "--steps 200 --epochs 9": "give one of them", "--steps 0": "steps = 0 is out of range"
+    }.items():
         assert main(["train", "--resume", "--out", str(folder), *line.split()]) == 2
         error = capsys.readouterr().err
         assert re.search(expected, error) and error.count("\n") == 1
-    assert main(["train", "--preset", "atari100k", "--epochs", "50", "--out", str(tmp_path / "no")]) == 2
+    assert (
+        main(["train", "--preset", "atari100k", "--epochs", "50", "--out", str(tmp_path / "no")])
+        == 2
+    )
     assert "learn_on = 100 leaves none of 50 epochs" in capsys.readouterr().err
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name} == before
+    assert {
+        p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name
+    } == before
 
 
 def test_what_a_command_amounts_to_is_said(tmp_path):
-    trainer = Trainer(toy(epochs=5, learn_on=1, evaluation__every=2, evaluation__interim=7), tmp_path / "run", progress=False)
+    trainer = Trainer(
+        toy(epochs=5, learn_on=1, evaluation__every=2, evaluation__interim=7), tmp_path / "run",
+        progress=False
+    )
     line = announce(trainer)
-    for part in ("5 epochs (the last 1 only learn)", "136 environment steps", "10 of V, 10 of M, 8 of C", "2 of 7 episodes",
-                 "one of 2 at the end, for the last agent and for the best", str(tmp_path / "run")):
+    for part in (
+        "5 epochs (the last 1 only learn)", "136 environment steps", "10 of V, 10 of M, 8 of C",
+        "2 of 7 episodes", "one of 2 at the end, for the last agent and for the best",
+        str(tmp_path / "run")
+    ):
         assert part in line, part
     assert "\n" not in line
 
@@ -262,7 +338,8 @@ def scripted(monkeypatch, scores):
 
 
 def test_the_best_agent_is_kept_beside_the_last(tmp_path, monkeypatch, capsys):
-    "Of the interim evaluations; saved, resumed and verified like everything; loaded only if asked for; both scores under their names."
+    """Of the interim evaluations; saved, resumed and verified like everything; loaded only if asked
+    for; both scores under their names."""
     seeds = scripted(monkeypatch, [1.0, 5.0, 2.0])
     c, weights = toy(save_every=1, evaluation__every=1, evaluation__interim=1), []
     for epoch in range(3):
@@ -276,29 +353,39 @@ def test_the_best_agent_is_kept_beside_the_last(tmp_path, monkeypatch, capsys):
         loaded = Agent.load(tmp_path / "run", which=which).state_dict()
         assert all(torch.equal(loaded[k], weights[epoch][k]) for k in loaded), which
     assert any(not torch.equal(weights[1][k], weights[2][k]) for k in weights[1])
-    assert all(torch.equal(trainer.agent.state_dict()[k], weights[2][k]) for k in weights[2])      # put back
+    # put back
+    assert all(torch.equal(trainer.agent.state_dict()[k], weights[2][k]) for k in weights[2])
     stored = json.loads(trainer.folder.best.read_text())
-    assert (stored["epoch"], stored["interim_return"], tuple(stored["returns"])) == (1, 5.0, trainer.best_result.returns)
+    assert (stored["epoch"], stored["interim_return"], tuple(stored["returns"])) == (
+        1, 5.0, trainer.best_result.returns
+    )
     text = summary(trainer.folder, "x", trainer.result)
     assert text.index("last agent") < text.index("best agent") and "from epoch 1, with 5.00" in text
     for which in ("last", "best"):
         assert main(["evaluate", str(tmp_path / "run"), "--which", which, "--device", "cpu"]) == 0
     assert json.loads(trainer.folder.best.read_text())["returns"] == stored["returns"]
-    assert json.loads(trainer.folder.evaluation.read_text())["returns"] == list(trainer.result.returns)
+    assert json.loads(trainer.folder.evaluation.read_text())["returns"] == list(
+        trainer.result.returns
+    )
     with pytest.raises(UserError, match="last or best, not 'first'"):
         Agent.load(tmp_path / "run", which="first")
     save = max((tmp_path / "run" / "checkpoint").glob("save-*"))
     os.truncate(save / "best.safetensors", 100)
     with pytest.warns(CheckpointWarning, match="best.safetensors"):
-        assert Agent.load(tmp_path / "run", which="best") is not None                              # from the save before
+        assert Agent.load(tmp_path / "run", which="best") is not None       # from the save before
     capsys.readouterr()
 
 
 def test_equals_and_runs_without_a_best(tmp_path, monkeypatch):
-    "Of equals the newer is kept; if that is the last agent, nothing is played twice; without interim evaluations there is none."
+    """Of equals the newer is kept; if that is the last agent, nothing is played twice; without
+    interim evaluations there is none."""
     seeds = scripted(monkeypatch, [2.0, 3.0, 3.0])
     trainer = Trainer(toy(evaluation__every=1), tmp_path / "run", progress=False).train()
-    assert trainer.best["epoch"] == 2 and trainer.best_result is trainer.result and seeds.count(10_000) == 1
+    assert (
+        trainer.best["epoch"] == 2
+        and trainer.best_result is trainer.result
+        and seeds.count(10_000) == 1
+    )
     Trainer(toy(epochs=1), tmp_path / "none", progress=False).train()
     assert not (tmp_path / "none" / "evaluation-best.json").exists()
     with pytest.raises(UserError, match="keeps no best agent.*evaluation.every"):
@@ -315,7 +402,10 @@ def test_choosing_uses_no_episode_of_the_final_score(tmp_path):
             return self.env.reset(seed=seed, options=options)
 
     c = toy(epochs=1, evaluation__every=1, evaluation__interim=20, evaluation__episodes=20)
-    run = Trainer(c, tmp_path / "run", progress=False, make_env=lambda: Noting(gymnasium.make("simulus/Catch-v0", size=32)))
+    run = Trainer(
+        c, tmp_path / "run", progress=False,
+        make_env=lambda: Noting(gymnasium.make("simulus/Catch-v0", size=32))
+    )
     asked.clear()
     run.compare()
     interim = asked.copy()
@@ -326,21 +416,46 @@ def test_choosing_uses_no_episode_of_the_final_score(tmp_path):
 
 # ---------------------------------------------------------------- losses that explode
 
-@pytest.mark.parametrize("stage, name", [("v", "V, the tokenizer"), ("m", "M, the world model"), ("c", "C, the controller")])
+@pytest.mark.parametrize(
+    "stage, name",
+    [("v", "V, the tokenizer"), ("m", "M, the world model"), ("c", "C, the controller")]
+)
 def test_a_run_that_explodes_stops_in_one_line(tmp_path, capsys, stage, name):
-    "Module, epoch and update are named, the last good checkpoint is whole, and the metrics are JSON."
-    c = toy(save_every=1, epochs=4, **{f"train_{stage}__lr": 1e6, f"train_{stage}__start": 2, f"train_{stage}__steps": 40, f"train_{stage}__clip": 1e30})
+    """Module, epoch and update are named, the last good checkpoint is whole, and the metrics are
+    JSON."""
+    c = toy(
+        save_every=1,
+        epochs=4,
+        **{
+            f"train_{stage}__lr": 1e6, f"train_{stage}__start": 2, f"train_{stage}__steps": 40,
+            f"train_{stage}__clip": 1e30
+        },
+    )
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     assert main(["train", "--out", str(folder.path), *words(c)]) == 2
     error = capsys.readouterr().err
-    assert re.search(rf"^simulus-nb: {name}, diverged in epoch [23], update \d+ of 40: .*smaller train_{stage}.lr \(it is 1e\+06\)", error), error
+    assert re.search(
+        rf"^simulus-nb: {name}, diverged in epoch [23], update \d+ of 40: "
+        rf".*smaller train_{stage}.lr \(it is 1e\+06\)",
+        error
+    ), error
     assert error.count("\n") == 1 and "Traceback" not in error
     epoch = int(re.search(r"in epoch (\d)", error)[1])
-    assert is_whole(folder.checkpoint) and load_checkpoint(folder.checkpoint, ()).meta["epoch"] == epoch
-    lines = [json.loads(line, parse_constant=lambda x: pytest.fail(x)) for line in folder.metrics.read_text().splitlines()]
+    assert (
+        is_whole(folder.checkpoint)
+        and load_checkpoint(folder.checkpoint, ()).meta["epoch"] == epoch
+    )
+    lines = [
+        json.loads(line, parse_constant=lambda x: pytest.fail(x))
+        for line in folder.metrics.read_text().splitlines()
+    ]
     assert len(lines) == epoch
-    assert all(x.isfinite().all() for x in Agent.load(folder.path).state_dict().values() if x.is_floating_point())
+    assert all(
+        x.isfinite().all()
+        for x in Agent.load(folder.path).state_dict().values()
+        if x.is_floating_point()
+    )
 
 
 def words(c):
@@ -355,7 +470,10 @@ def words(c):
 def test_the_first_bad_update_is_found(tmp_path):
     "In the list of a stage's metrics; and a parameter that is not finite although all losses were."
     run = Epochs(toy())
-    good, bad = {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(2.0)}, {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(math.inf)}
+    good, bad = (
+        {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(2.0)},
+        {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(math.inf)}
+    )
     run.check_finite("m", [])
     run.check_finite("m", [good, good])
     with pytest.raises(Diverged, match=r"^M, .*epoch 0, update 3 of 2: m/grad_norm is inf;"):
@@ -404,10 +522,13 @@ class Watch(Callback):
 
 
 def test_callbacks_hear_everything_and_change_nothing(tmp_path):
-    "Told every epoch and the end; a run with them equals one without; their errors keep their traceback and lose nothing."
+    """Told every epoch and the end; a run with them equals one without; their errors keep their
+    traceback and lose nothing."""
     plain = Trainer(toy(), tmp_path / "plain", progress=False).train()
     watch = Watch()
-    assert_equal(plain, Trainer(toy(), tmp_path / "watched", progress=False, callbacks=[watch]).train())
+    assert_equal(
+        plain, Trainer(toy(), tmp_path / "watched", progress=False, callbacks=[watch]).train()
+    )
     assert (watch.seen, watch.ended) == ([0, 1, 2], 1)
     with pytest.raises(RuntimeError, match="mine") as error:
         Trainer(toy(), tmp_path / "broken", progress=False, callbacks=[Watch(fail_at=1)]).train()
@@ -421,7 +542,9 @@ def test_callbacks_hear_everything_and_change_nothing(tmp_path):
 
 class Corridor(gymnasium.Env):
     "A world of somebody's own, that is no Gymnasium id and may break."
-    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32), gymnasium.spaces.Discrete(2)
+    observation_space, action_space = (
+        gymnasium.spaces.Box(-1, 1, (2,), np.float32), gymnasium.spaces.Discrete(2)
+    )
     steps = [0]
 
     def __init__(self, length=9, breaks_at=None):
@@ -444,15 +567,22 @@ class Corridor(gymnasium.Env):
 
 
 def test_an_environment_from_a_function(tmp_path, capsys):
-    "Collected from, evaluated in, resumed with the same function; a step that fails keeps its traceback and loses nothing."
+    """Collected from, evaluated in, resumed with the same function; a step that fails keeps its
+    traceback and loses nothing."""
     c = toy(env="Corridor", env_options={"length": 7})
     Corridor.steps[0] = 0
     plain = Trainer(c, tmp_path / "plain", progress=False, make_env=Corridor).train()
-    assert plain.config.env == "python:Corridor" and len(plain.result.returns) == 2 and plain.worlds[0].unwrapped.length == 7
+    assert (
+        plain.config.env == "python:Corridor"
+        and len(plain.result.returns) == 2
+        and plain.worlds[0].unwrapped.length == 7
+    )
     for breaks_at in (33, 51):
         Corridor.steps[0], folder = 0, tmp_path / f"broken{breaks_at}"
         with pytest.raises(ValueError, match="collapsed") as error:
-            Trainer(c, folder, progress=False, make_env=lambda length: Corridor(length, breaks_at)).train()
+            Trainer(
+                c, folder, progress=False, make_env=lambda length: Corridor(length, breaks_at)
+            ).train()
         assert error.traceback[-1].name == "step"
         again = Trainer(None, folder, resume=True, progress=False, make_env=Corridor)
         assert again.env_steps > 0
@@ -485,31 +615,41 @@ class Flaky(gymnasium.Wrapper):
 
     def step(self, action):
         Flaky.left -= 1
-        if Flaky.left == 0: raise ConnectionError("the simulator is gone for a moment")
+        if Flaky.left == 0:
+            raise ConnectionError("the simulator is gone for a moment")
         return self.env.step(action)
 
 
 @pytest.mark.parametrize("after", [3, 40, 71])
 def test_going_on_after_an_error_of_the_world(tmp_path, monkeypatch, after):
-    "The same Trainer, asked to train again, comes to what an unbroken run comes to: no step is lost or glued to another game."
+    """The same Trainer, asked to train again, comes to what an unbroken run comes to: no step is
+    lost or glued to another game."""
     c = toy(tokenizer__image__image_size=16)
     monkeypatch.setattr(Flaky, "left", 10**9)
     unbroken = Trainer(c, tmp_path / "unbroken", progress=False, make_env=Flaky).train()
     Flaky.left = after
     broken = Trainer(c, tmp_path / "broken", progress=False, make_env=Flaky)
-    with pytest.raises(ConnectionError): broken.train()
+    with pytest.raises(ConnectionError):
+        broken.train()
     Flaky.left = 10**9
     assert_equal(unbroken, broken.train())
 
 
 def test_settings_that_suit_badly_are_said_once_and_the_stored_ones_are_the_base(tmp_path, capsys):
-    out, line = str(tmp_path / "run"), "simulus-nb: train_c.context + train_c.horizon - 1 = 31 blocks"
-    words = ["--env", "CartPole-v1", "--steps", "40", "--collect.steps", "40", "--train-m.steps", "1", "--train-c.steps", "1", "--threads", "1", "--device", "cpu",
-             "--evaluation.episodes", "1", "--evaluation.every", "0", "--train-c.horizon", "30", "--train-m.batch", "2", "--train-c.batch", "2"]
+    out, line = (
+        str(tmp_path / "run"), "simulus-nb: train_c.context + train_c.horizon - 1 = 31 blocks"
+    )
+    words = [
+        "--env", "CartPole-v1", "--steps", "40", "--collect.steps", "40", "--train-m.steps", "1",
+        "--train-c.steps", "1", "--threads", "1", "--device", "cpu", "--evaluation.episodes", "1",
+        "--evaluation.every", "0", "--train-c.horizon", "30", "--train-m.batch", "2",
+        "--train-c.batch", "2"
+    ]
     assert main(["train", *words, "--out", out]) == 0
     said = capsys.readouterr()
     assert said.err.count(line) == 1 and "evaluations: one of 1 at the end;" in said.out
     assert main(["evaluate", out, "--device", "cpu"]) == 0
     assert "SettingsWarning" not in (err := capsys.readouterr().err) and line not in err
     assert main(["train", "--resume", "--out", out, "--learn-on", "1"]) == 2
-    assert "leaves none of 1 epochs" in capsys.readouterr().err                # of its own, not of the default world's
+    # of its own, not of the default world's
+    assert "leaves none of 1 epochs" in capsys.readouterr().err

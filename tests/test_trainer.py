@@ -11,22 +11,31 @@ import torch
 from simulus_nb.agent import Agent
 from simulus_nb.config import preset
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import Epochs, Learner, RunFolder, Trainer, infer_specs, make_agent, plot_history
+from simulus_nb.trainer import (
+    Epochs, Learner, RunFolder, Trainer, infer_specs, make_agent, plot_history
+)
 
 
 def toy(**changes):
     "Catch at a size that runs in a second."
     c = preset("catch")
-    c = replace(c, epochs=3, save_every=1, threads=1, seed=3, collect=replace(c.collect, steps=40, capacity=400),
-                train_v=replace(c.train_v, start=0, steps=2, batch=4), train_m=replace(c.train_m, start=0, steps=2, batch=3),
-                train_c=replace(c.train_c, start=1, steps=2, batch=3, scale_window=4),
-                evaluation=replace(c.evaluation, episodes=2, num_envs=2, every=0))
+    c = replace(
+        c, epochs=3, save_every=1, threads=1, seed=3,
+        collect=replace(c.collect, steps=40, capacity=400),
+        train_v=replace(c.train_v, start=0, steps=2, batch=4),
+        train_m=replace(c.train_m, start=0, steps=2, batch=3),
+        train_c=replace(c.train_c, start=1, steps=2, batch=3, scale_window=4),
+        evaluation=replace(c.evaluation, episodes=2, num_envs=2, every=0)
+    )
     return replace(c, **changes)
 
 
 def comparable(folder):
     "Metrics without clock readings."
-    return [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in RunFolder(folder).history()]
+    return [
+        {k: v for k, v in r.items() if not k.startswith("seconds")}
+        for r in RunFolder(folder).history()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +59,7 @@ def test_resume_equals_uninterrupted(finished, tmp_path, stop):
     first.log = stopping
     with pytest.raises(KeyboardInterrupt):
         first.train()
-    torch.rand(7)                                           # other random numbers in between must not matter
+    torch.rand(7)                               # other random numbers in between must not matter
     second = Trainer(None, tmp_path / "b", resume=True, progress=False)
     assert second.epoch == stop and len(second.folder.history()) == stop
     second.train()
@@ -70,13 +79,20 @@ def test_seed_decides(finished, tmp_path):
     "The same seed gives the same run, another seed another."
     same = Trainer(toy(), tmp_path / "same", progress=False).train()
     other = Trainer(toy(seed=4), tmp_path / "other", progress=False).train()
-    assert comparable(same.folder.path) == comparable(finished.folder.path) != comparable(other.folder.path)
+    assert (
+        comparable(same.folder.path)
+        == comparable(finished.folder.path)
+        != comparable(other.folder.path)
+    )
 
 
 def test_interim_evaluation_changes_nothing_else(finished, tmp_path):
     "Evaluating in between leaves the random streams of training alone."
     config = toy()
-    often = Trainer(replace(config, evaluation=replace(config.evaluation, every=1, interim=2)), tmp_path / "often", progress=False).train()
+    often = Trainer(
+        replace(config, evaluation=replace(config.evaluation, every=1, interim=2)),
+        tmp_path / "often", progress=False
+    ).train()
     for name, value in finished.agent.state_dict().items():
         assert torch.equal(value, often.agent.state_dict()[name]), name
     assert all("evaluation/return" in r for r in often.folder.history())
@@ -85,8 +101,12 @@ def test_interim_evaluation_changes_nothing_else(finished, tmp_path):
 def test_run_folder(finished):
     "Every promised file is there and readable."
     f = finished.folder
-    assert json.loads(f.manifest.read_text())["seed"] == 3 and RunFolder(f.path).read_config() == toy()
-    assert {p.name for p in f.media.iterdir()} >= {"curves.png", "dream.png", "dream.mp4"} and list(f.path.glob("events.*"))
+    assert (
+        json.loads(f.manifest.read_text())["seed"] == 3 and RunFolder(f.path).read_config() == toy()
+    )
+    assert {p.name for p in f.media.iterdir()} >= {"curves.png", "dream.png", "dream.mp4"} and list(
+        f.path.glob("events.*")
+    )
     assert json.loads(f.evaluation.read_text())["episodes"] == 2
     assert all(np.isfinite(v) for r in f.history() for v in r.values())
     plot_history(f.history())
@@ -146,44 +166,74 @@ def test_each_stage_moves_its_own_part():
     for stage, prefix in names.items():
         before = copy.deepcopy(run.agent.state_dict())
         getattr(run, stage)(2)
-        moved = {k.split(".")[0] + "." for k, v in run.agent.state_dict().items() if not torch.equal(v, before[k])}
+        moved = {
+            k.split(".")[0] + "."
+            for k, v in run.agent.state_dict().items()
+            if not torch.equal(v, before[k])
+        }
         assert moved == {prefix}
 
 
-@pytest.mark.parametrize("env, envs", [("CartPole-v1", 1), ("Pendulum-v1", 2), ("FrozenLake-v1", 3), ("simulus/Catch-v0", 2)])
+@pytest.mark.parametrize(
+    "env, envs",
+    [("CartPole-v1", 1), ("Pendulum-v1", 2), ("FrozenLake-v1", 3), ("simulus/Catch-v0", 2)]
+)
 def test_other_environments(tmp_path, env, envs):
-    "Vectors, continuous actions and categories run through the same loop, with several environments too."
+    """Vectors, continuous actions and categories run through the same loop, with several
+    environments too."""
     c = toy(env=env)
-    c = replace(c, collect=replace(c.collect, num_envs=envs), env_options={"max_episode_steps": 25} if "Catch" not in env else {})
+    c = replace(
+        c, collect=replace(c.collect, num_envs=envs),
+        env_options={"max_episode_steps": 25} if "Catch" not in env else {}
+    )
     trainer = Trainer(c, tmp_path / "run", progress=False).train()
-    assert trainer.env_steps >= 120 and all(np.isfinite(v) for r in trainer.folder.history() for v in r.values())
+    assert trainer.env_steps >= 120 and all(
+        np.isfinite(v) for r in trainer.folder.history() for v in r.values()
+    )
     world = gymnasium.make(env)
     obs, _ = world.reset(seed=0)
     agent = Agent.load(tmp_path / "run" / "checkpoint")
     for _ in range(3):
         action = agent.act(obs)
-        assert world.action_space.contains(action) or world.action_space.contains(np.asarray(action, world.action_space.dtype))
+        assert world.action_space.contains(action) or world.action_space.contains(
+            np.asarray(action, world.action_space.dtype)
+        )
         obs, *_ = world.step(action)
 
 
 def test_a_tracker_hears_what_metrics_jsonl_holds(tmp_path, monkeypatch):
-    "Weights & Biases and trackio are asked only if wanted, and told every epoch's numbers; what is not installed is said before anything is written."
+    """Weights & Biases and trackio are asked only if wanted, and told every epoch's numbers; what
+    is not installed is said before anything is written."""
     import sys
     import types
     from simulus_nb.config import flat
     said = []
-    fake = types.SimpleNamespace(init=lambda **kw: said.append(("init", kw)), log=lambda record, step: said.append(("log", step, dict(record))), finish=lambda: said.append(("finish",)))
+    fake = types.SimpleNamespace(
+        init=lambda **kw: said.append(("init", kw)),
+        log=lambda record, step: said.append(("log", step, dict(record))),
+        finish=lambda: said.append(("finish",))
+    )
     monkeypatch.setitem(sys.modules, "trackio", fake)
-    monkeypatch.setitem(sys.modules, "wandb", None)                             # as if it were not installed
-    tiny = preset("catch").change({"epochs": 2, "collect.steps": 40, "train_v.start": 0, "train_v.steps": 1, "train_m.start": 9, "train_c.start": 9,
-                                   "evaluation.every": 0, "evaluation.episodes": 1, "evaluation.num_envs": 1})
-    with pytest.raises(UserError, match="--log wandb .*pip install wandb"): Trainer(tiny.change({"log": "wandb"}), tmp_path / "a", progress=False)
+    monkeypatch.setitem(sys.modules, "wandb", None)                 # as if it were not installed
+    tiny = preset("catch").change(
+        {
+            "epochs": 2, "collect.steps": 40, "train_v.start": 0, "train_v.steps": 1,
+            "train_m.start": 9, "train_c.start": 9, "evaluation.every": 0, "evaluation.episodes": 1,
+            "evaluation.num_envs": 1
+        }
+    )
+    with pytest.raises(UserError, match="--log wandb .*pip install wandb"):
+        Trainer(tiny.change({"log": "wandb"}), tmp_path / "a", progress=False)
     assert not (tmp_path / "a").exists()
     config = tiny.change({"log": "trackio"})
     trainer = Trainer(config, tmp_path / "b", progress=False).train()
     history = trainer.folder.history()
-    assert said[0] == ("init", dict(project="simulus-nb", name="b", config=flat(config))) and said[-1] == ("finish",)
-    assert [(step, record) for _, step, record in said[1:-1]] == [(r["env_steps"], r) for r in history] and len(history) == 2
+    assert said[0] == ("init", dict(project="simulus-nb", name="b", config=flat(config))) and said[
+        -1
+    ] == ("finish",)
+    assert [(step, record) for _, step, record in said[1:-1]] == [
+        (r["env_steps"], r) for r in history
+    ] and len(history) == 2
     said.clear()
     Trainer(tiny, tmp_path / "c", progress=False).train()
     assert not said
@@ -192,7 +242,9 @@ def test_a_tracker_hears_what_metrics_jsonl_holds(tmp_path, monkeypatch):
 @pytest.mark.parametrize("stage", "vmc")
 def test_weight_decay_takes_all_of_v_and_c_but_only_matrices_of_m(stage):
     "With gradients of zero AdamW only decays: by 1 - lr * decay, or not at all."
-    config = toy().change({f"train_{s}.weight_decay": 0.5 for s in "vmc"} | {f"train_{s}.lr": 0.1 for s in "vmc"})
+    config = toy().change(
+        {f"train_{s}.weight_decay": 0.5 for s in "vmc"} | {f"train_{s}.lr": 0.1 for s in "vmc"}
+    )
     agent = make_agent(config, *infer_specs(config))
     learner = Learner(agent, config)
     module = {"v": agent.tokenizer, "m": agent.world_model, "c": agent.controller}[stage]
@@ -205,4 +257,6 @@ def test_weight_decay_takes_all_of_v_and_c_but_only_matrices_of_m(stage):
     for name, p in module.named_parameters():
         factor = 1 - 0.1 * 0.5 if stage != "m" or name in matrices else 1
         assert torch.allclose(p, factor * before[name], rtol=1e-6, atol=0), name
-    assert matrices < set(before) and any(before[name].abs().sum() > 0 for name in set(before) - matrices)
+    assert matrices < set(before) and any(
+        before[name].abs().sum() > 0 for name in set(before) - matrices
+    )

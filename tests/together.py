@@ -1,7 +1,8 @@
-"""A process that imports the library once and forks groups of children that train together over gloo, as torchrun's workers do; the store where they
-meet lives here, as it does in torchrun. Tasks come on stdin and results leave
-on stdout, one JSON object a line. The `world` children run a command (`argv`), or twenty updates of V, M and C with a batch in common (`steps`). Process
-`kill` ends itself with SIGKILL at its `at`-th update of M; process `signalled` is sent SIGTERM there."""
+"""A process that imports the library once and forks groups of children that train together over
+gloo, as torchrun's workers do; the store where they meet lives here, as it does in torchrun. Tasks
+come on stdin and results leave on stdout, one JSON object a line. The `world` children run a
+command (`argv`), or twenty updates of V, M and C with a batch in common (`steps`). Process `kill`
+ends itself with SIGKILL at its `at`-th update of M; process `signalled` is sent SIGTERM there."""
 import json
 import os
 import signal
@@ -21,11 +22,17 @@ torch.set_num_threads(1)
 
 def toy(**changes):
     "Catch with every part at its smallest; nothing random but play, batches and dreams."
-    return preset("catch").change({
-        "epochs": 3, "threads": 1, "seed": 5, "device": "cpu", "collect.steps": 60, "collect.num_envs": 2, "collect.capacity": 400, "tokenizer.image.code_dim": 8,
-        "tokenizer.image.vocab": 16, "world_model.retnet.width": 16, "world_model.retnet.layers": 1, "controller.width": 16, "controller.channels": [4, 4],
-        "train_v.batch": 8, "train_m.batch": 8, "train_m.segment": 7, "train_c.batch": 8, "train_c.horizon": 6, "train_c.scale_window": 5,
-        "evaluation.episodes": 3, "evaluation.num_envs": 2, "evaluation.every": 0, **changes})
+    return preset("catch").change(
+        {
+            "epochs": 3, "threads": 1, "seed": 5, "device": "cpu", "collect.steps": 60,
+            "collect.num_envs": 2, "collect.capacity": 400, "tokenizer.image.code_dim": 8,
+            "tokenizer.image.vocab": 16, "world_model.retnet.width": 16,
+            "world_model.retnet.layers": 1, "controller.width": 16, "controller.channels": [4, 4],
+            "train_v.batch": 8, "train_m.batch": 8, "train_m.segment": 7, "train_c.batch": 8,
+            "train_c.horizon": 6, "train_c.scale_window": 5, "evaluation.episodes": 3,
+            "evaluation.num_envs": 2, "evaluation.every": 0, **changes
+        }
+    )
 
 
 def as_two(world_model, controller, context, horizon, generator, *rest):
@@ -33,8 +40,15 @@ def as_two(world_model, controller, context, horizon, generator, *rest):
     seed, parts = int(torch.randint(2**62, ())), []
     for rank in range(2):
         part = Segment(**{k: x.chunk(2)[rank] for k, x in vars(context).items()})
-        parts.append(imagine(world_model, controller, part, horizon, torch.Generator().manual_seed(seed ^ rank ^ 2**31), *rest))
-    join = lambda xs: tuple(torch.cat(x, -2) for x in zip(*xs)) if isinstance(xs[0], tuple) else torch.cat(xs)
+        parts.append(
+            imagine(
+                world_model, controller, part, horizon,
+                torch.Generator().manual_seed(seed ^ rank ^ 2**31), *rest
+            )
+        )
+    join = lambda xs: (
+        tuple(torch.cat(x, -2) for x in zip(*xs)) if isinstance(xs[0], tuple) else torch.cat(xs)
+    )
     return Dream(**{k: join([vars(p)[k] for p in parts]) for k in vars(parts[0])})
 
 
@@ -52,11 +66,23 @@ def steps(task):
     run.epoch = 10_000
     torch.manual_seed(1)
     found["c"] = run.learn_c(20)
-    state = {f"{name}.{k}": x for name, part in (("agent", run.agent), ("scale", run.learner.scale)) for k, x in part.state_dict().items()}
+    state = {
+        f"{name}.{k}": x
+        for name, part in (("agent", run.agent), ("scale", run.learner.scale))
+        for k, x in part.state_dict().items()
+    }
     state |= {f"replay.{k}": x for k, x in run.replay.tensors().items()}
-    moments = {f"optimizer.{name}.{i}.{k}": x for name, o in run.learner.optimizers.items() for i, slots in o.state_dict()["state"].items() for k, x in slots.items()}
+    moments = {
+        f"optimizer.{name}.{i}.{k}": x
+        for name, o in run.learner.optimizers.items()
+        for i, slots in o.state_dict()["state"].items()
+        for k, x in slots.items()
+    }
     random = {"generator": run.generator.get_state(), "torch": torch.get_rng_state()}
-    torch.save({"metrics": found, "state": state | moments, "random": random}, f"{task['out']}-{distributed.rank()}")
+    torch.save(
+        {"metrics": found, "state": state | moments, "random": random},
+        f"{task['out']}-{distributed.rank()}"
+    )
     distributed.leave()
     return 0
 
@@ -80,9 +106,12 @@ def child(task, rank, port):
     log = os.open(f"{task['log']}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1), os.dup2(log, 2)
     if task["world"] > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(task["world"]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                       "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    trainer.dream_media = lambda *args, **kwargs: {}            # pictures and videos take longer than the run
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(task["world"]),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True"
+        }
+    trainer.dream_media = lambda *args, **kwargs: {}  # pictures and videos take longer than the run
     trainer.plot_history = lambda history: Figure(figsize=(1, 1))
     disturbed(task, rank)
     return cli.main(task["argv"]) if "argv" in task else steps(task)
@@ -90,7 +119,9 @@ def child(task, rank, port):
 
 def run(task):
     "Fork the children and wait for them; their exit codes, and what they said."
-    store, pids = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []
+    store, pids = (
+        torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []
+    )
     for rank in range(task["world"]):
         pids.append(os.fork())
         if pids[-1] == 0:
@@ -103,7 +134,10 @@ def run(task):
                 sys.stdout.flush(), sys.stderr.flush()
                 os._exit(code)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    return {"codes": codes, "said": [open(f"{task['log']}-{rank}").read() for rank in range(task["world"])]}
+    return {
+        "codes": codes,
+        "said": [open(f"{task['log']}-{rank}").read() for rank in range(task["world"])]
+    }
 
 
 if __name__ == "__main__":

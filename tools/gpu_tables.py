@@ -462,7 +462,9 @@ def supervise(command: list[str], path: Path, name: str, seconds: float) -> None
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryFile() as log:
-        process, how = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, **group), None
+        process, how = (
+            subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, **group), None
+        )
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -4,7 +4,8 @@
 
 Edit the notebook and run it before, never README.md. Three things change on the way:
 - cells marked `#| hide` are left out;
-- of a cell marked `#| echo: false` only the picture stays, as nbs/images/<label>.png with its `fig-alt` as text;
+- of a cell marked `#| echo: false` only the picture stays, as nbs/images/<label>.png with its
+  `fig-alt` as text;
 - links that start from nbs/ start from the repository's root instead.
 """
 import base64
@@ -42,12 +43,16 @@ def picture(cell: NotebookNode) -> bytes:
     "The PNG that a cell shows."
     found = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
     if len(found) != 1:
-        raise ValueError(f"a cell with `#| echo: false` must show exactly one picture, not {len(found)}: run the notebook and save it")
+        raise ValueError(
+            f"a cell with `#| echo: false` must show exactly one picture, not {len(found)}: "
+            "run the notebook and save it"
+        )
     return base64.b64decode(found[0])
 
 
 def render(notebook: Path) -> tuple[str, dict[str, bytes]]:
-    "README.md as text, and the pictures to be written beside the notebook: {images/name.png: bytes}."
+    """README.md as text, and the pictures to be written beside the notebook: {images/name.png:
+    bytes}."""
     nb, cells, pictures = nbformat.read(notebook, as_version=4), [], {}
     for cell in nb.cells:
         marks = directives(cell.source)

@@ -38,7 +38,6 @@ if "torch" in sys.modules:
     raise RuntimeError("tests/fake_cuda/fake.py must be imported before torch")
 load()
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -417,11 +416,14 @@ def apply(module: nn.Module, fn, recurse: bool = True) -> nn.Module:
 # torch.cuda
 
 class Stream:
-    def __init__(self, *args, **kwargs): pass
+    def __init__(self, *args, **kwargs):
+        pass
 
-    def wait_stream(self, other): pass
+    def wait_stream(self, other):
+        pass
 
-    def synchronize(self): pass
+    def synchronize(self):
+        pass
 
 
 class Graph:
@@ -433,7 +435,8 @@ class Graph:
     def register_generator_state(self, generator: torch.Generator) -> None:
         self.generators.append(generator)
 
-    def replay(self) -> None: pass
+    def replay(self) -> None:
+        pass
 
 
 def install(device: Device) -> None:

@@ -85,9 +85,11 @@ def watch_play(device) -> None:
 class Here(contextlib.AbstractContextManager):
     "A pool of threads that works in this one: others know nothing of the device."
 
-    def __init__(self, threads: int): pass
+    def __init__(self, threads: int):
+        pass
 
-    def __exit__(self, *exception): pass
+    def __exit__(self, *exception):
+        pass
 
     def map(self, work, items):
         return map(work, items)
