@@ -133,6 +133,8 @@ def check_ranges(config: Any, path: str = "") -> None:
         for v in value if isinstance(value, tuple) else (value,):
             if isinstance(v, float) and not math.isfinite(v):
                 raise UserError(f"{name} = {v} must be a finite number")
+            if isinstance(v, int) and abs(v) > 2**53:
+                raise UserError(f"{name} = {v} is out of range: no whole number here is that large")
             if isinstance(v, (int, float)) and not low <= v <= high:
                 raise UserError(f"{name} = {v} is out of range: it must be {allowed}")
 

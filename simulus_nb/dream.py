@@ -38,7 +38,7 @@ from .imagination import dream_step, sample_observation
 from .replay import ReplayBuffer, Segment
 from .scalars import symlog
 from .spaces import ActionSpec, Modality, ObsSpec, TokenLayout, UserError
-from .world_model import Prediction, WorldModel
+from .world_model import Prediction
 
 # %% ../nbs/19_dream.ipynb #c012
 def token_accuracy(
