@@ -86,6 +86,7 @@ def unread() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     os.dup2(writer, 1)
+    sys.stdout = rewrap(1, "utf8")          # the old one took its file for one with positions
 
 
 STREAMS = {
