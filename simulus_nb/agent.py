@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import (Checkpoint, DamagedError, check_numbers, check_tensors, has_saves,
-                                   load_checkpoint, load_module, read_json, save_checkpoint)
+from simulus_nb.checkpoint import (
+    Checkpoint, DamagedError, check_numbers, check_tensors, has_saves, load_checkpoint, load_module,
+    read_json, save_checkpoint
+)
 from .controller import Controller, ControllerConfig, actor_state, sample_categorical
 from .envs import resize
 from .spaces import ActionSpec, ObsSpec, UserError
@@ -26,7 +28,10 @@ from .tokenizer import MultiModalTokenizer, TokenizerConfig
 from .world_model import WorldModel, WorldModelConfig
 
 # %% ../nbs/15_agent.ipynb #c005
-PARTS = {"tokenizer": TokenizerConfig, "world_model": WorldModelConfig, "controller": ControllerConfig}      # V, M, C
+# V, M, C
+PARTS = {
+    "tokenizer": TokenizerConfig, "world_model": WorldModelConfig, "controller": ControllerConfig
+}
 
 class Components(nn.Module):
     "V, M and C for one pair of spaces; their losses do not reach into each other: Eq. (15.1)."
@@ -42,7 +47,8 @@ class Components(nn.Module):
         super().__init__()
         self.obs_spec, self.action_spec = obs_spec, action_spec
         self.tokenizer = MultiModalTokenizer(obs_spec, tokenizer)
-        layout, books = self.tokenizer.layout, self.tokenizer.codebooks         # Eq. (15.1): returns them detached
+        # Eq. (15.1): returns them detached
+        layout, books = self.tokenizer.layout, self.tokenizer.codebooks
         self.world_model = WorldModel(layout, action_spec, world_model, books)
         self.controller = Controller(layout, action_spec, controller, books)
 
@@ -54,13 +60,16 @@ class Components(nn.Module):
     def describe(self) -> dict:
         "Specs and sizes as plain JSON values: all it takes to build the same modules again."
         sizes = {part: dataclasses.asdict(getattr(self, part).config) for part in PARTS}
-        return {"config": sizes, "obs_spec": self.obs_spec.to_json(), "action_spec": self.action_spec.to_json()}
+        return {
+            "config": sizes, "obs_spec": self.obs_spec.to_json(),
+            "action_spec": self.action_spec.to_json()
+        }
 
 # %% ../nbs/15_agent.ipynb #c013
 def choose(
     logits: Tensor,                               # (n, K_a, N_a) actor logits
     sizes: Tensor,                                # (K_a,) int64 actions of each dimension
-    temperature: float = 1.0,                     # T: 1 draws from π, less is greedier, 0 takes the likeliest action
+    temperature: float = 1.0,   # T: 1 draws from π, less is greedier, 0 takes the likeliest action
     epsilon: float = 0.0,                         # ε: chance of a uniformly random action
     generator: torch.Generator | None = None,     # on the device of `logits`
 ) -> Tensor:                                      # (n, K_a) int64
@@ -68,7 +77,8 @@ def choose(
     if temperature == 0:
         action = logits.argmax(-1)                # Eq. (15.3): of equal logits the first
     else:
-        scaled = (logits - logits.amax(-1, keepdim=True)) / temperature         # Eq. (15.2); at most 0: no overflow
+        # Eq. (15.2); at most 0: no overflow
+        scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
         action = sample_categorical(scaled, generator)
     if epsilon > 0:                               # Eq. (15.5): one coin a row
         shape, device = action.shape, action.device
@@ -79,7 +89,8 @@ def choose(
 
 # %% ../nbs/15_agent.ipynb #c021
 class Policy:
-    "C with the memory of n running games: observations {key: (n, ...)} to action tokens (n, K_a), Eq. (15.6)."
+    """C with the memory of n running games: observations {key: (n, ...)} to action tokens (n, K_a),
+    Eq. (15.6)."""
 
     def __init__(
         self,
@@ -87,24 +98,34 @@ class Policy:
         num_envs: int,                                       # n
         temperature: float = 1.0,                            # T of Eq. (15.2)
         epsilon: float = 0.0,                                # ε of Eq. (15.5)
-        generator: torch.Generator | None = None,            # on the agent's device; None: the global one
+        generator: torch.Generator | None = None,   # on the agent's device; None: the global one
     ):
         if temperature < 0 or not 0 <= epsilon <= 1:
-            raise UserError(f"a policy needs temperature >= 0 and 0 <= epsilon <= 1, not {temperature} and {epsilon}")
-        self.agent, self.temperature, self.epsilon, self.generator = agent, temperature, epsilon, generator
-        self.state = actor_state(agent.controller.initial_state(num_envs))      # nobody asks for values here
-        self.sizes = torch.tensor(agent.action_spec.nvec, device=agent.device)  # one copy, not one a step
+            raise UserError(
+                "a policy needs temperature >= 0 and 0 <= epsilon <= 1, "
+                f"not {temperature} and {epsilon}"
+            )
+        self.agent, self.temperature, self.epsilon, self.generator = (
+            agent, temperature, epsilon, generator
+        )
+        # nobody asks for values here
+        self.state = actor_state(agent.controller.initial_state(num_envs))
+        # one copy, not one a step
+        self.sizes = torch.tensor(agent.action_spec.nvec, device=agent.device)
 
     @torch.no_grad()
     def __call__(self, obs: dict[str, np.ndarray], reset: np.ndarray) -> np.ndarray:
-        "One step of all games; `reset` (n,) bool marks those whose episode begins with this observation."
+        """One step of all games; `reset` (n,) bool marks those whose episode begins with this
+        observation."""
         agent, device = self.agent, self.agent.device
-        z = agent.tokenizer.encode({k: torch.as_tensor(x, device=device) for k, x in obs.items()})      # Eq. (15.6)
+        # Eq. (15.6)
+        z = agent.tokenizer.encode({k: torch.as_tensor(x, device=device) for k, x in obs.items()})
         begins = torch.as_tensor(reset, device=device)[:, None]
-        state = tuple(torch.where(begins, 0.0, s) for s in self.state)          # Eq. (15.6): (1 - s_t) (h, c)
-        logits, state = agent.controller.decide(z, state)                       # Eq. (15.6): read z_t
+        # Eq. (15.6): (1 - s_t) (h, c)
+        state = tuple(torch.where(begins, 0.0, s) for s in self.state)
+        logits, state = agent.controller.decide(z, state)                   # Eq. (15.6): read z_t
         action = choose(logits, self.sizes, self.temperature, self.epsilon, self.generator)
-        self.state = agent.controller.act(action, state)                        # Eq. (15.6): read a_t
+        self.state = agent.controller.act(action, state)                    # Eq. (15.6): read a_t
         return action.cpu().numpy()
 
 # %% ../nbs/15_agent.ipynb #c030
@@ -126,23 +147,36 @@ def _value(hint, value, name: str):
     number = not isinstance(value, bool) and isinstance(value, (int, float))
     if kind is float and number:
         return float(value)
-    if kind is typing.Any or (kind is typing.Literal and value in inner) or (isinstance(kind, type) and type(value) is kind):
+    if (
+        kind is typing.Any
+        or (kind is typing.Literal and value in inner)
+        or (isinstance(kind, type) and type(value) is kind)
+    ):
         return value
-    wanted = " or ".join(map(repr, inner)) if kind is typing.Literal else str(getattr(kind, "__name__", kind) if not inner else hint)
+    wanted = (
+        " or ".join(map(repr, inner))
+        if kind is typing.Literal
+        else str(getattr(kind, "__name__", kind) if not inner else hint)
+    )
     raise UserError(f"config: {name} must be {wanted}, not {value!r}")
 
 def from_plain(
-    cls: type,                                               # a dataclass; its fields may be dataclasses
-    values: dict,                                            # as `dataclasses.asdict` and JSON leave it
+    cls: type,                                          # a dataclass; its fields may be dataclasses
+    values: dict,                                       # as `dataclasses.asdict` and JSON leave it
     path: str = "",                                          # name of this part in messages
 ):                                                           # an instance of `cls`
     "A config dataclass from plain JSON values; `UserError` names unknown and ill-typed fields."
     if not isinstance(values, dict):
-        raise UserError(f"config: {path or 'the whole'} must be an object, not {type(values).__name__}")
+        raise UserError(
+            f"config: {path or 'the whole'} must be an object, not {type(values).__name__}"
+        )
     hints, dot = typing.get_type_hints(cls), f"{path}." if path else ""
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
-        raise UserError(f"config: unknown field {dot}{unknown[0]}; this release knows {', '.join(sorted(hints))}")
+        raise UserError(
+            f"config: unknown field {dot}{unknown[0]}; this release knows "
+            f"{', '.join(sorted(hints))}"
+        )
     return cls(**{name: _value(hints[name], value, dot + name) for name, value in values.items()})
 
 # %% ../nbs/15_agent.ipynb #c033
@@ -151,7 +185,8 @@ class Agent(Components):
     _policy: Policy | None = None
 
     def policy(self, num_envs: int = 1, **kwargs) -> Policy:
-        "A player with a memory of its own for `num_envs` environments side by side; arguments as `Policy`."
+        """A player with a memory of its own for `num_envs` environments side by side; arguments as
+        `Policy`."""
         return Policy(self, num_envs, **kwargs)
 
     def act(self, obs, *, temperature: float = 1.0):
@@ -160,7 +195,7 @@ class Agent(Components):
         Pictures of another size are resized as in training."""
         flat = {k: x[None] for k, x in self.obs_spec.flatten(obs, resize=resize).items()}
         if self._policy is None:
-            self._policy = self.policy()                     # its memory is empty: no need to reset it
+            self._policy = self.policy()                # its memory is empty: no need to reset it
         self._policy.temperature = temperature
         return self.action_spec.decode(self._policy(flat, np.array([False])))[0]
 
@@ -169,9 +204,10 @@ class Agent(Components):
         self._policy = None
 
     def save(self, folder: str | Path) -> Path:
-        "Write weights, sizes and specs as a checkpoint in `folder`, atomically; returns the new save."
+        """Write weights, sizes and specs as a checkpoint in `folder`, atomically; returns the new
+        save."""
         check_place(Path(folder))
-        return save_checkpoint(folder, {"agent": self.state_dict()}, self.describe())      # Eq. (15.7)
+        return save_checkpoint(folder, {"agent": self.state_dict()}, self.describe())   # Eq. (15.7)
 
     @classmethod
     def load(
@@ -188,29 +224,37 @@ class Agent(Components):
 
     @classmethod
     def described(cls, meta: dict) -> "Agent":
-        "A new agent of the sizes and specs that `describe` gave; `DamagedError` if they describe none."
+        """A new agent of the sizes and specs that `describe` gave; `DamagedError` if they describe
+        none."""
         try:
-            configs = {part: from_plain(config, meta["config"][part], part) for part, config in PARTS.items()}
-            return cls(ObsSpec.from_json(meta["obs_spec"]), ActionSpec.from_json(meta["action_spec"]), **configs)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as e:
-            raise e if isinstance(e, UserError) else DamagedError(f"its description describes nothing ({type(e).__name__}: {e})") from None
+            configs = {part: from_plain(config, meta["config"][part], part)
+                       for part, config in PARTS.items()}
+            return cls(ObsSpec.from_json(meta["obs_spec"]),
+                       ActionSpec.from_json(meta["action_spec"]), **configs)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError,
+                ArithmeticError) as e:
+            reason = f"its description describes nothing ({type(e).__name__}: {e})"
+            raise (e if isinstance(e, UserError) else DamagedError(reason)) from None
 
     def load_parts(self, folder: str | Path, parts: tuple[str, ...] = ("tokenizer",)) -> "Agent":
-        "Take over only some of tokenizer, world_model, controller from a saved agent; all is checked before anything changes."
+        """Take over only some of tokenizer, world_model, controller from a saved agent; all is
+        checked before anything changes."""
         if not parts or set(parts) - set(PARTS):
             raise UserError(f"parts to load are some of {', '.join(PARTS)}, not {parts!r}")
         tensors, _ = read_agent(folder, self.device)
-        mine = nn.ModuleDict({part: getattr(self, part) for part in parts})     # one module: nothing changes unless all fits
-        load_module(mine, {name: x for name, x in tensors.items() if name.split(".")[0] in parts}, " + ".join(parts))
+        # one module: nothing changes unless all fits
+        mine = nn.ModuleDict({part: getattr(self, part) for part in parts})
+        theirs = {name: x for name, x in tensors.items() if name.split(".")[0] in parts}
+        load_module(mine, theirs, " + ".join(parts))
         return self
 
 # %% ../nbs/15_agent.ipynb #c035
-WHICH = {"last": "agent", "best": "best"}                    # {which agent of a run: its group in a checkpoint}
+WHICH = {"last": "agent", "best": "best"}       # {which agent of a run: its group in a checkpoint}
 
 def read_agent(
     folder: str | Path,
     device: str | torch.device = "cpu",
-    which: str = "last",                                     # or "best": of a run's interim evaluations
+    which: str = "last",                                # or "best": of a run's interim evaluations
     check: Callable[[Path, dict], None] | None = None,       # as that of `load_checkpoint`
 ) -> tuple[dict[str, Tensor], dict]:
     "Tensors and description of the agent in a checkpoint folder or a run folder, verified."
@@ -250,7 +294,9 @@ def check_agent(found: Checkpoint, group: str) -> None:
     "Raise a `DamagedError` unless an agent of this description can have these tensors."
     missing = [k for k in ("config", "obs_spec", "action_spec") if k not in found.meta]
     if missing:
-        raise DamagedError(f"{found.path} describes no agent: {', '.join(missing)} is missing in meta.json")
+        raise DamagedError(
+            f"{found.path} describes no agent: {', '.join(missing)} is missing in meta.json"
+        )
     try:
         check_sizes(found.meta, found.tensors[group])
         with torch.device("meta"):                           # shapes without memory
@@ -269,7 +315,8 @@ def is_run(folder: Path) -> bool:
         return False
 
 def place_of(folder: Path) -> Path:
-    "Where the saves are: of a run in `checkpoint`, of an agent that was saved by hand in the folder itself."
+    """Where the saves are: of a run in `checkpoint`, of an agent that was saved by hand in the
+    folder itself."""
     own = has_saves(folder) and not is_run(folder)
     return folder if own or not (folder / "checkpoint").is_dir() else folder / "checkpoint"
 

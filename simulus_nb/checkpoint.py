@@ -43,7 +43,8 @@ from .spaces import UserError
 
 # %% ../nbs/17_checkpoint.ipynb #c006
 def plain_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    "The same values on the CPU, each tensor contiguous and in memory of its own; dtype and shape unchanged."
+    """The same values on the CPU, each tensor contiguous and in memory of its own; dtype and shape
+    unchanged."""
     plain, seen = {}, set()
     for name, t in tensors.items():
         t = t.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
@@ -54,8 +55,9 @@ def plain_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 # %% ../nbs/17_checkpoint.ipynb #c009
-FORMAT = 1                                                      # version of the layout of a checkpoint folder
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")              # names of groups and files: nothing that leaves the folder
+FORMAT = 1                                          # version of the layout of a checkpoint folder
+# names of groups and files: nothing that leaves the folder
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 def file_digest(path: Path) -> str:
     "SHA-256 of a file, read in pieces of a megabyte: $H(f)$ of Eq. (17.3)."
@@ -71,12 +73,13 @@ def manifest_digest(files: dict) -> str:
 
 # %% ../nbs/17_checkpoint.ipynb #c010
 class DamagedError(UserError):
-    "A checkpoint that fails its own manifest; the message names the file and what is wrong with it."
+    """A checkpoint that fails its own manifest; the message names the file and what is wrong with
+    it."""
 
 class MissingError(DamagedError):
     "A file that is not there at all."
 
-LARGEST_JSON = 2**26                                            # bytes; no file of ours comes near it
+LARGEST_JSON = 2**26                                        # bytes; no file of ours comes near it
 try:
     MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 except (AttributeError, ValueError):                            # Windows
@@ -94,7 +97,9 @@ def read_bytes(path: Path, at_most: int = LARGEST_JSON) -> bytes:
     try:
         if _size(path) > at_most:
             raise DamagedError(f"{path} is not readable (longer than {at_most:,} bytes)")
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        handle = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        )
         with open(handle, "rb") as file:
             return file.read(at_most)
     except (FileNotFoundError, NotADirectoryError):
@@ -107,20 +112,29 @@ def read_json(path: Path) -> dict:
     content = read_bytes(path)
     try:
         value = json.loads(content.decode("utf8"))
-    except (ValueError, RecursionError) as e:                   # RecursionError: lists in lists in lists
+    except (ValueError, RecursionError) as e:           # RecursionError: lists in lists in lists
         raise DamagedError(f"{path} is not readable ({type(e).__name__})") from None
     if not isinstance(value, dict):
         raise DamagedError(f"{path} is not readable (not a JSON object)")
     return value
 
+# %% ../nbs/17_checkpoint.ipynb #c010p1
 def read_manifest(save: Path) -> dict:
     "Entries `{name: {size, sha256}}` of the manifest in folder `save`, checked against Eq. (17.4)."
     path = save / "manifest.json"
     manifest = read_json(path)
     version, files = manifest.get("format"), manifest.get("files")
     if isinstance(version, int) and version > FORMAT:
-        raise UserError(f"{path} has format version {version}, newer than {FORMAT}: update simulus-nb to read it")
-    if version != FORMAT or not isinstance(files, dict) or manifest.get("digest") != manifest_digest(files):    # Eq. (17.4)
+        raise UserError(
+            f"{path} has format version {version}, newer than {FORMAT}: "
+            "update simulus-nb to read it"
+        )
+    # Eq. (17.4)
+    if (
+        version != FORMAT
+        or not isinstance(files, dict)
+        or manifest.get("digest") != manifest_digest(files)
+    ):
         raise DamagedError(f"{path} does not match its own checksum")
     if not all(_NAME.fullmatch(name) for name in files):
         raise DamagedError(f"{path} names a file outside its folder")
@@ -132,7 +146,7 @@ def check_file(path: Path, entry: dict) -> None:
         size = _size(path)
         if size != entry["size"]:
             raise DamagedError(f"{path} has {size} bytes where the manifest says {entry['size']}")
-        if size > MEMORY:                                       # holes cost nothing on a disk, and hours to read
+        if size > MEMORY:                       # holes cost nothing on a disk, and hours to read
             raise DamagedError(f"{path} has {size} bytes, more than the memory of this machine")
         if file_digest(path) != entry["sha256"]:                # Eq. (17.3)
             raise DamagedError(f"{path} does not match its checksum")
@@ -152,8 +166,13 @@ def writing(path: str | Path) -> Iterator[None]:
         raise
 
 # %% ../nbs/17_checkpoint.ipynb #c014co5
-_NO_ROOM = re.compile("out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|_STATUS_ALLOC_FAILED|"
-                      "could not create a (primitive$|memory)|storage size calculation overflowed|integer multiplication overflow|overflow when unpacking long", re.I)
+_NO_ROOM = re.compile(
+    "out of memory|can't allocate memory|cannot allocate memory|not enough "
+    "memory|bad_alloc|_STATUS_ALLOC_FAILED|"
+    "could not create a (primitive$|memory)|storage size calculation overflowed|integer "
+    "multiplication overflow|overflow when unpacking long",
+    re.I,
+)
 
 def ran_out(error: BaseException) -> bool:
     "Whether this says that memory has run out, of the machine or of its GPU."
@@ -164,7 +183,7 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, TypeError)) and _NO_ROOM.search(str(error)) is not None
 
 # %% ../nbs/17_checkpoint.ipynb #c014fo2
-_HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]     # this machine, in names of files
+_HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]   # this machine, in names of files
 _PARTIAL = re.compile(r"\.partial-([0-9a-f]{8})-([0-9]{1,9})-[0-9a-f]{8}")
 
 def own_name(folder: Path) -> Path:
@@ -220,7 +239,10 @@ def write_atomic(
 
 def _saves(folder: Path) -> list[Path]:
     "Folders `save-*` in `folder`, newest first."
-    return sorted((p for p in folder.glob("save-*") if re.fullmatch(r"save-[0-9]{8,}", p.name)), key=lambda p: int(p.name[5:]), reverse=True)
+    return sorted(
+        (p for p in folder.glob("save-*") if re.fullmatch(r"save-[0-9]{8,}", p.name)),
+        key=lambda p: int(p.name[5:]), reverse=True
+    )
 
 def _latest(folder: Path) -> list[Path]:
     "The saves in the order in which to try them: what LATEST names, then the newest first."
@@ -228,7 +250,8 @@ def _latest(folder: Path) -> list[Path]:
         named = read_bytes(folder / "LATEST", 100).decode("utf8").strip()
     except ValueError:                                          # a `DamagedError` is one too
         named = ""
-    return sorted(_saves(folder), key=lambda p: p.name != named)   # stable: the named one moves to the front
+    # stable: the named one moves to the front
+    return sorted(_saves(folder), key=lambda p: p.name != named)
 
 # %% ../nbs/17_checkpoint.ipynb #c015
 def _write_json(path: Path, value: dict) -> None:
@@ -241,21 +264,28 @@ def _write(save: Path, tensors: dict[str, dict[str, Tensor]], meta: dict) -> Non
     for group, members in tensors.items():
         path = save / f"{group}.safetensors"
         save_file(plain_tensors(members), path)
-        shutil.copymode(save / "meta.json", path)               # safetensors makes files that only their owner can read
+        # safetensors makes files that only their owner can read
+        shutil.copymode(save / "meta.json", path)
         _fsync(path)
-    files = {p.name: {"size": p.stat().st_size, "sha256": file_digest(p)} for p in sorted(save.iterdir())}
-    _write_json(save / "manifest.json", {"format": FORMAT, "files": files, "digest": manifest_digest(files)})
+    files = {
+        p.name: {"size": p.stat().st_size, "sha256": file_digest(p)} for p in sorted(save.iterdir())
+    }
+    _write_json(
+        save / "manifest.json", {"format": FORMAT, "files": files, "digest": manifest_digest(files)}
+    )
     _fsync(save)
 
 # %% ../nbs/17_checkpoint.ipynb #c016
 def save_checkpoint(
-    folder: str | Path,                                         # folder of the checkpoints; made if missing
-    tensors: dict[str, dict[str, Tensor]],                      # {group: {name: tensor}}, each group one file
-    meta: dict,                                                 # plain JSON values; tuples come back as lists
-    keep: Path | None = None,                                   # the older save that is not deleted; None: what LATEST names
-) -> Path:                                                      # the new save, a folder inside `folder`
-    "Write a checkpoint atomically, point LATEST at it and keep the one before: the `save` of Eq. (17.2)."
-    folder, text = Path(folder), json.dumps(dict(meta), allow_nan=False)    # not JSON: fails before anything is written
+    folder: str | Path,                                 # folder of the checkpoints; made if missing
+    tensors: dict[str, dict[str, Tensor]],          # {group: {name: tensor}}, each group one file
+    meta: dict,                                     # plain JSON values; tuples come back as lists
+    keep: Path | None = None,       # the older save that is not deleted; None: what LATEST names
+) -> Path:                                                  # the new save, a folder inside `folder`
+    """Write a checkpoint atomically, point LATEST at it and keep the one before: the `save` of Eq.
+    (17.2)."""
+    # not JSON: fails before anything is written
+    folder, text = Path(folder), json.dumps(dict(meta), allow_nan=False)
     bad = [g for g in tensors if not _NAME.fullmatch(g)]
     if bad:
         raise UserError(f"{bad[0]!r} is no name for a group: use letters, digits, '_', '-' and '.'")
@@ -273,7 +303,9 @@ def save_checkpoint(
         write_atomic(folder / "LATEST", save.name + "\n")
     except (OSError, SafetensorError) as e:
         reason = getattr(e, "strerror", None) or str(e)
-        raise UserError(f"cannot write a checkpoint in {folder}: {reason}; earlier checkpoints are untouched") from None
+        raise UserError(
+            f"cannot write a checkpoint in {folder}: {reason}; earlier checkpoints are untouched"
+        ) from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -293,14 +325,18 @@ def check_ordinary(
     folder: Path,                       # may be a link itself
     names: tuple[str, ...] = ("*",),    # patterns of what is looked at in it
 ) -> None:
-    "Raise a `UserError` if there is a link, a pipe or a device among these files and folders, or inside of them."
-    there = os.listdir(folder) if folder.is_dir() else []       # `glob` does not see links that lead nowhere
+    """Raise a `UserError` if there is a link, a pipe or a device among these files and folders, or
+    inside of them."""
+    # `glob` does not see links that lead nowhere
+    there = os.listdir(folder) if folder.is_dir() else []
     for top in (folder / n for n in there if any(fnmatchcase(n, pattern) for pattern in names)):
         inside = (Path(at, n) for at, dirs, files in os.walk(top) for n in (*dirs, *files))
-        for path in itertools.chain([top], inside):             # one by one: `top` may lead to the whole disk
+        for path in itertools.chain([top], inside):   # one by one: `top` may lead to the whole disk
             if not _ordinary(path):
-                raise UserError(f"{path} is a link, a pipe or a device, and a run has ordinary files "
-                                "in its own folder only: remove it, or put there what it leads to")
+                raise UserError(
+                    f"{path} is a link, a pipe or a device, and a run has ordinary files "
+                    "in its own folder only: remove it, or put there what it leads to"
+                )
 
 # %% ../nbs/17_checkpoint.ipynb #c018
 class CheckpointWarning(UserWarning):
@@ -310,7 +346,7 @@ class CheckpointWarning(UserWarning):
 class Checkpoint:
     "What `load_checkpoint` returns."
     tensors: dict[str, dict[str, Tensor]]                       # {group: {name: tensor}}
-    meta: dict                                                  # the JSON values given to `save_checkpoint`
+    meta: dict                                          # the JSON values given to `save_checkpoint`
     path: Path                                                  # the save it came from
 
 def _read(
@@ -321,7 +357,9 @@ def _read(
     there = [n.removesuffix(".safetensors") for n in files if n.endswith(".safetensors")]
     for group in groups or ():
         if group not in there:
-            raise DamagedError(f"{save} holds no group {group!r}; it has {', '.join(there) or 'none'}")
+            raise DamagedError(
+                f"{save} holds no group {group!r}; it has {', '.join(there) or 'none'}"
+            )
     tensors = {}
     check_file(save / "meta.json", files.get("meta.json", {}))
     meta = read_json(save / "meta.json")
@@ -332,19 +370,22 @@ def _read(
         check_file(path, files[path.name])
         try:
             tensors[group] = {name: t.to(device) for name, t in load(path.read_bytes()).items()}
-        except Exception as e:                                  # whatever a table that makes no sense leads to
+        except Exception as e:                      # whatever a table that makes no sense leads to
             raise DamagedError(f"{path} is not readable ({type(e).__name__}: {e})") from None
     return Checkpoint(tensors, meta, save)
 
 # %% ../nbs/17_checkpoint.ipynb #c019
 def load_checkpoint(
-    folder: str | Path,                                         # the folder given to `save_checkpoint`
+    folder: str | Path,                                     # the folder given to `save_checkpoint`
     groups: tuple[str, ...] | None = None,                      # read only these; None: all
     device: str = "cpu",                                        # where the tensors go
-    use: Callable[[Checkpoint], None] | None = None,            # given what was read; its `DamagedError` counts as damage too
-    check: Callable[[Path, dict], None] | None = None,          # the same, given the save and its meta before tensors are read
+    use: Callable[[Checkpoint], None] | None = None,        # given what was read; its
+                                                            # `DamagedError` counts as damage too
+    check: Callable[[Path, dict], None] | None = None,      # the same, given the save and its meta
+                                                            # before tensors are read
 ) -> Checkpoint:
-    "Read and verify the latest checkpoint, or the one before if that is damaged: the `load` of Eq. (17.2)."
+    """Read and verify the latest checkpoint, or the one before if that is damaged: the `load` of
+    Eq. (17.2)."""
     saves = _latest(Path(folder))
     if not saves:
         raise UserError(f"there is no checkpoint in {folder}")
@@ -358,12 +399,16 @@ def load_checkpoint(
             problems.append(str(e))
             continue
         if problems:
-            warnings.warn(f"damaged checkpoint: {problems[0]}; using {save.name}, the one before", CheckpointWarning, stacklevel=2)
+            warnings.warn(
+                f"damaged checkpoint: {problems[0]}; using {save.name}, the one before",
+                CheckpointWarning, stacklevel=2
+            )
         return found
     raise DamagedError(f"no checkpoint in {folder} can be used: " + "; ".join(problems))
 
 def is_whole(folder: str | Path) -> bool:
-    "Whether there is a checkpoint in `folder` and the one to load first passes every check: Eqs. (17.3), (17.4)."
+    """Whether there is a checkpoint in `folder` and the one to load first passes every check: Eqs.
+    (17.3), (17.4)."""
     try:
         save = _latest(Path(folder))[0]
         for name, entry in read_manifest(save).items():         # Eq. (17.4)
@@ -381,7 +426,9 @@ def take(
     path: Path | str,               # made if it is not there
     shared: bool = False,           # may others have it too, if they share? (not on Windows)
 ) -> io.IOBase | None:              # the open file; None if somebody else has it
-    "Lock a file. The lock goes when the last process that inherited the open file has closed it or died."
+    """Lock a file.
+
+    The lock goes when the last process that inherited the open file has closed it or died."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):       # no link, no pipe that waits
         flags |= getattr(os, name, 0)
@@ -407,7 +454,8 @@ def take(
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 def started(pid: int) -> str | None:
-    "When a process of this machine began, so that another one with its number is not taken for it; None if unknown."
+    """When a process of this machine began, so that another one with its number is not taken for
+    it; None if unknown."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
 
@@ -419,7 +467,9 @@ def at_work(owner: dict) -> bool:
     return 0 < pid < 2**31 and alive(pid) and owner.get("started") == started(pid)
 
 def lock_file(path: Path, owner: dict) -> io.IOBase | None:
-    "As `take`. Where the file system has no locks: a warning, and None only if the owner is at work."
+    """As `take`.
+
+    Where the file system has no locks: a warning, and None only if the owner is at work."""
     try:
         return take(path)
     except OSError as e:
@@ -432,8 +482,11 @@ def lock_file(path: Path, owner: dict) -> io.IOBase | None:
 
 # %% ../nbs/17_checkpoint.ipynb #c023fo4
 class FolderLock:
-    "The right to train in a folder. One process has it, and in that process the newest such object."
-    held: dict[Path, tuple[io.IOBase, str]] = {}        # of this process: {file: it, open and locked; whose}
+    """The right to train in a folder.
+
+    One process has it, and in that process the newest such object."""
+    held: dict[Path, tuple[io.IOBase, str]] = {}        # of this process: {file: it, open and
+                                                        # locked; whose}
 
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder.resolve() / "run.lock"
@@ -460,7 +513,9 @@ class FolderLock:
             self.check()
         file, _ = self.held.get(self.path) or (lock_file(self.path, self.owner()), "")
         if file is None:
-            raise self.complain("is in use: wait for the run there or stop it, or choose another folder with --out")
+            raise self.complain(
+                "is in use: wait for the run there or stop it, or choose another folder with --out"
+            )
         self.held[self.path] = file, self.mark
         self.write(held=True)
 
@@ -476,7 +531,9 @@ class FolderLock:
     def check(self) -> None:
         "Raise a `UserError` if the folder has gone to somebody else."
         if self.owner().get("mark", self.mark) != self.mark:
-            raise self.complain("has been taken over: to go on there, take its run up again with --resume")
+            raise self.complain(
+                "has been taken over: to go on there, take its run up again with --resume"
+            )
 
     def release(self) -> None:
         "Leave the folder to others, unless it has gone to them already."
@@ -498,16 +555,33 @@ def check_tensors(module: nn.Module, tensors: dict[str, Tensor], name: str) -> N
     "Raise a `UserError` that lists what differs from the module's names, shapes and types."
     own = module.state_dict()
     both = [(k, tensors[k], own[k]) for k in own if k in tensors]
-    shapes = [f"{k} {tuple(t.shape)} instead of {tuple(mine.shape)}" for k, t, mine in both if t.shape != mine.shape]
-    types = [f"{k} {t.dtype} instead of {mine.dtype}".replace("torch.", "") for k, t, mine in both if t.dtype != mine.dtype]
-    parts = {"missing": [k for k in own if k not in tensors], "unexpected": [k for k in tensors if k not in own], "wrong shape": shapes, "wrong type": types}
-    problems = [f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}" for what, names in parts.items() if names]
+    shapes = [
+        f"{k} {tuple(t.shape)} instead of {tuple(mine.shape)}"
+        for k, t, mine in both
+        if t.shape != mine.shape
+    ]
+    types = [
+        f"{k} {t.dtype} instead of {mine.dtype}".replace("torch.", "")
+        for k, t, mine in both
+        if t.dtype != mine.dtype
+    ]
+    parts = {
+        "missing": [k for k in own if k not in tensors],
+        "unexpected": [k for k in tensors if k not in own], "wrong shape": shapes,
+        "wrong type": types
+    }
+    problems = [
+        f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        for what, names in parts.items()
+        if names
+    ]
     if problems:
         raise UserError(f"the saved {name} does not fit this configuration ({'; '.join(problems)})")
 
 
 def check_numbers(tensors: dict[str, Tensor], name: str) -> None:
-    "Raise a `UserError` if there are numbers that are not finite among them: nothing good comes of those."
+    """Raise a `UserError` if there are numbers that are not finite among them: nothing good comes
+    of those."""
     bad = [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -515,34 +589,43 @@ def check_numbers(tensors: dict[str, Tensor], name: str) -> None:
 
 
 def load_module(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    "Load `tensors` into `module`: the same names, shapes and types, or a `UserError` and no change."
+    """Load `tensors` into `module`: the same names, shapes and types, or a `UserError` and no
+    change."""
     check_tensors(module, tensors, name)
     module.load_state_dict(tensors)
 
 # %% ../nbs/17_checkpoint.ipynb #c028
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
-    "State of an optimiser as `(tensors, meta)`: tensors named `<parameter>.<key>` or `group<i>.<key>`, the rest JSON."
+    """State of an optimiser as `(tensors, meta)`: tensors named `<parameter>.<key>` or
+    `group<i>.<key>`, the rest JSON."""
     state = optimizer.state_dict()
     tensors, values, groups = {}, {}, []
     for i, slots in state["state"].items():
         for key, v in slots.items():
             (tensors if isinstance(v, Tensor) else values)[f"{i}.{key}"] = v
     for g, group in enumerate(state["param_groups"]):
-        tensors |= {f"group{g}.{k}": v for k, v in group.items() if isinstance(v, Tensor)}      # e.g. a learning rate kept on the GPU
+        # e.g. a learning rate kept on the GPU
+        tensors |= {f"group{g}.{k}": v for k, v in group.items() if isinstance(v, Tensor)}
         groups.append({k: v for k, v in group.items() if not isinstance(v, Tensor)})
     return tensors, {"values": values, "param_groups": groups}
 
 OURS = ("fused", "capturable", "foreach")                       # how a device computes, not what
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")           # Adam's, each as large as its parameter; the last only with amsgrad
+# Adam's, each as large as its parameter; the last only with amsgrad
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 def _kind(v) -> type:
-    "Number, tuple or anything else, of a setting: those of a file have to be of the same kind as ours."
+    """Number, tuple or anything else, of a setting: those of a file have to be of the same kind as
+    ours."""
     if isinstance(v, (Tensor, int, float)) and not isinstance(v, bool):
         return float
     return tuple if isinstance(v, (list, tuple)) else object
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], meta: dict) -> None:
-    "Put what `flatten_optimizer` returned back into an optimiser over parameters of the same shapes and groups."
+# %% ../nbs/17_checkpoint.ipynb #c028p1
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], meta: dict
+) -> None:
+    """Put what `flatten_optimizer` returned back into an optimiser over parameters of the same
+    shapes and groups."""
     now = optimizer.state_dict()["param_groups"]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if [g["params"] for g in meta["param_groups"]] != [g["params"] for g in now]:
@@ -554,7 +637,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     for saved, mine in zip(groups, now):
         odd = [k for k, v in saved.items() if k not in mine or _kind(v) != _kind(mine[k])]
         if odd:
-            raise UserError(f"the saved optimiser has the setting {odd[0]} = {saved[odd[0]]!r}, which this one cannot have")
+            raise UserError(
+                f"the saved optimiser has the setting {odd[0]} = {saved[odd[0]]!r}, "
+                "which this one cannot have"
+            )
     state: dict[int, dict] = {}
     for name, v in {**tensors, **meta["values"]}.items():
         where, key = name.split(".", 1)
@@ -564,41 +650,75 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
             groups[int(where[5:])][key] = v.to(mine.device) if isinstance(mine, Tensor) else v
             continue
         if key == "step" and isinstance(v, Tensor):
-            v = v.cpu()                                         # a step count on the GPU would cost a transfer an update; torch moves it where it must
-        if isinstance(v, Tensor) and (v.ndim or key in MOMENTS) and v.shape != params[int(where)].shape:
-            raise UserError(f"the saved optimiser does not fit: {name} is {tuple(v.shape)}, its parameter {tuple(params[int(where)].shape)}")
-        if isinstance(v, Tensor) and v.dtype != (torch.float32 if key == "step" else params[int(where)].dtype):
-            raise UserError(f"the saved optimiser does not fit: {name} is {v.dtype}, its parameter {params[int(where)].dtype}")
+            # a step count on the GPU would cost a transfer an update; torch moves it where it must
+            v = v.cpu()
+        if (
+            isinstance(v, Tensor)
+            and (v.ndim or key in MOMENTS)
+            and v.shape != params[int(where)].shape
+        ):
+            raise UserError(
+                f"the saved optimiser does not fit: {name} is {tuple(v.shape)}, "
+                f"its parameter {tuple(params[int(where)].shape)}"
+            )
+        if isinstance(v, Tensor) and v.dtype != (
+            torch.float32 if key == "step" else params[int(where)].dtype
+        ):
+            raise UserError(
+                f"the saved optimiser does not fit: {name} is {v.dtype}, "
+                f"its parameter {params[int(where)].dtype}"
+            )
         state.setdefault(int(where), {})[key] = v
     if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
         wanted = {"step", *MOMENTS[:3 if optimizer.defaults["amsgrad"] else 2]}
         odd = [i for i, slots in state.items() if slots.keys() != wanted]
         if odd:
-            raise UserError(f"the saved optimiser does not fit: parameter {odd[0]} has {', '.join(sorted(state[odd[0]]))}")
+            raise UserError(
+                f"the saved optimiser does not fit: parameter {odd[0]} has "
+                f"{', '.join(sorted(state[odd[0]]))}"
+            )
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 # %% ../nbs/17_checkpoint.ipynb #c031
 def rng_state() -> dict[str, Tensor]:
-    "States of the global generators of PyTorch (CPU, every CUDA device), Python and NumPy, as tensors."
+    """States of the global generators of PyTorch (CPU, every CUDA device), Python and NumPy, as
+    tensors."""
     version, words, gauss = random.getstate()
     _, keys, *rest = np.random.get_state()
-    states = {"torch": torch.get_rng_state(), "python": torch.tensor([version, *words], dtype=torch.int64),
-              "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-              "numpy": torch.tensor(keys.astype(np.int64)), "numpy_rest": torch.tensor(rest, dtype=torch.float64)}
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor(keys.astype(np.int64)),
+        "numpy_rest": torch.tensor(rest, dtype=torch.float64)
+    }
     if torch.cuda.is_available():
         states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return states
 
 def set_rng_state(tensors: dict[str, Tensor]) -> None:
     "Restore what `rng_state` returned; states of CUDA devices that are not there are left out."
-    shape = lambda k, t: t.ndim if k == "python_gauss" else t.shape     # Python keeps one normal number, or none
-    odd = [k for k, mine in rng_state().items() if k in tensors and (tensors[k].dtype, shape(k, tensors[k])) != (mine.dtype, shape(k, mine))]
+    # Python keeps one normal number, or none
+    shape = lambda k, t: t.ndim if k == "python_gauss" else t.shape
+    odd = [
+        k
+        for k, mine in rng_state().items()
+        if k in tensors and (tensors[k].dtype, shape(k, tensors[k])) != (mine.dtype, shape(k, mine))
+    ]
     if odd:
-        raise UserError(f"the saved random numbers do not fit: {odd[0]} is {tuple(tensors[odd[0]].shape)} {tensors[odd[0]].dtype}")
+        raise UserError(
+            f"the saved random numbers do not fit: {odd[0]} is {tuple(tensors[odd[0]].shape)} "
+            f"{tensors[odd[0]].dtype}"
+        )
     version, *words = tensors["python"].tolist()
     random.setstate((version, tuple(words), next(iter(tensors["python_gauss"].tolist()), None)))
     place, has_gauss, gauss = tensors["numpy_rest"].tolist()
-    np.random.set_state(("MT19937", tensors["numpy"].numpy(force=True).astype(np.uint32), int(place), int(has_gauss), gauss))
+    np.random.set_state(
+        (
+            "MT19937", tensors["numpy"].numpy(force=True).astype(np.uint32), int(place),
+            int(has_gauss), gauss
+        )
+    )
     torch.set_rng_state(tensors["torch"].cpu())
     for i in range(torch.cuda.device_count()):
         if f"cuda{i}" in tensors:
@@ -608,15 +728,16 @@ def set_rng_state(tensors: dict[str, Tensor]) -> None:
 ROWS = 128                                                      # rows in one piece
 
 def _pieces(work: Callable[[int], object], n: int) -> Iterator:
-    "`work(first row)` of every piece of `n` rows, in order; threads do some 16 at a time, so that memory stays small."
+    """`work(first row)` of every piece of `n` rows, in order; threads do some 16 at a time, so that
+    memory stays small."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for group in range(0, n, 16 * ROWS):
             yield from pool.map(work, range(group, min(group + 16 * ROWS, n), ROWS))
 
 def pack_rows(
-    x: Tensor,                                                  # (capacity, ...) any dtype, any device
+    x: Tensor,                                              # (capacity, ...) any dtype, any device
     index: Tensor,                                              # (n,) which rows, in which order
-) -> dict[str, Tensor]:                                         # bytes: uint8, ends: (pieces,) int64
+) -> dict[str, Tensor]:                                     # bytes: uint8, ends: (pieces,) int64
     "Rows of a table as compressed bytes, exactly: Eq. (17.5)."
     def squeeze(i: int) -> bytes:
         rows = x[index[i:i + ROWS]].cpu().flatten(1).view(torch.uint8).numpy()
@@ -624,29 +745,40 @@ def pack_rows(
         return zlib.compress(rows, 1)
     pieces = list(_pieces(squeeze, len(index)))
     ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-    return {"bytes": torch.from_numpy(np.frombuffer(b"".join(pieces), np.uint8).copy()), "ends": torch.from_numpy(ends)}
+    return {
+        "bytes": torch.from_numpy(np.frombuffer(b"".join(pieces), np.uint8).copy()),
+        "ends": torch.from_numpy(ends)
+    }
 
 # %% ../nbs/17_checkpoint.ipynb #c041
 def unpack_rows(
-    packed: dict[str, Tensor],                                  # as `pack_rows` made it, or somebody who pretends to be it
+    packed: dict[str, Tensor],          # as `pack_rows` made it, or somebody who pretends to be it
     n: int,                                                     # rows that must come out
-    like: Tensor,                                               # (any, ...) the table they belong to: shape and dtype of a row
-) -> Iterator[Tensor]:                                          # pieces (at most 128, ...), on the CPU
-    "The rows again, piece by piece; `DamagedError` unless they have exactly the expected size, Eq. (17.6)."
+    like: Tensor,                   # (any, ...) the table they belong to: shape and dtype of a row
+) -> Iterator[Tensor]:                                      # pieces (at most 128, ...), on the CPU
+    """The rows again, piece by piece; `DamagedError` unless they have exactly the expected size,
+    Eq. (17.6)."""
     data, ends = packed["bytes"].numpy(force=True), packed["ends"].tolist()
     starts, row = [0, *ends[:-1]], like[0].nbytes
-    if data.dtype != np.uint8 or data.ndim != 1 or len(ends) != -(-n // ROWS) or [0, *ends] != sorted([0, *ends]) or (ends or [0])[-1] != len(data):
+    if (
+        data.dtype != np.uint8
+        or data.ndim != 1
+        or len(ends) != -(-n // ROWS)
+        or [0, *ends] != sorted([0, *ends])
+        or (ends or [0])[-1] != len(data)
+    ):
         raise DamagedError("packed rows are cut into other pieces than they should be")
     def expand(i: int) -> Tensor:
         piece, count, unzip = i // ROWS, min(ROWS, n - i), zlib.decompressobj()
         try:
-            raw = unzip.decompress(data[starts[piece]:ends[piece]], count * row + 1)        # Eq. (17.6): no more than that
+            # Eq. (17.6): no more than that
+            raw = unzip.decompress(data[starts[piece]:ends[piece]], count * row + 1)
         except zlib.error as e:
             raise DamagedError(f"packed rows are not readable ({e})") from None
-        if len(raw) != count * row or not unzip.eof or unzip.unused_data:                   # Eq. (17.6)
+        if len(raw) != count * row or not unzip.eof or unzip.unused_data:               # Eq. (17.6)
             raise DamagedError("packed rows have another size than they should have")
         rows = np.frombuffer(bytearray(raw), np.uint8).reshape(count, row)
-        for t in range(1, count):                               # 80 times as fast as `np.bitwise_xor.accumulate`
+        for t in range(1, count):               # 80 times as fast as `np.bitwise_xor.accumulate`
             rows[t] ^= rows[t - 1]                              # Eq. (17.5)
         return torch.from_numpy(rows).view(like.dtype).view(count, *like.shape[1:])
     return _pieces(expand, n)

@@ -40,7 +40,9 @@ from .bench import bench, bench_table, compare, compare_table
 from simulus_nb.checkpoint import (
     CheckpointWarning, has_saves, is_whole, load_checkpoint, ran_out, read_json, writing
 )
-from .config import PRESETS, Config, SettingsWarning, check_ranges, cost, differences, preset, preset_for
+from simulus_nb.config import (
+    PRESETS, Config, SettingsWarning, check_ranges, cost, differences, preset, preset_for
+)
 from .distributed import LostError, from_first, join, leave, processes, rank, together
 from .doctor import examine, report_text, too_large
 from .dream import Film, dream_media, whole
@@ -66,9 +68,12 @@ def json_object(words: list[str]) -> dict:
 
 @registry.primitive_rule
 def _dict_option(info: tyro.constructors.PrimitiveTypeInfo):
-    if info.type_origin is dict and get_args(info.type)[1] is Any:              # dict[str, str] has a natural spelling
+    # dict[str, str] has a natural spelling
+    if info.type_origin is dict and get_args(info.type)[1] is Any:
         return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1, metavar="JSON", instance_from_str=json_object, is_instance=lambda x: isinstance(x, dict), str_from_instance=lambda x: [json.dumps(x)])
+            nargs=1, metavar="JSON", instance_from_str=json_object,
+            is_instance=lambda x: isinstance(x, dict), str_from_instance=lambda x: [json.dumps(x)]
+        )
 
 # %% ../nbs/21_cli.ipynb #c006co2
 def given_path(words: list[str]) -> Path:
@@ -76,21 +81,34 @@ def given_path(words: list[str]) -> Path:
     word = os.path.expanduser(words[0])
     try:
         if not word:
-            raise UserError("an empty name is no file or folder: leave the option out, or give a name")
+            raise UserError(
+                "an empty name is no file or folder: leave the option out, or give a name"
+            )
         word.encode("utf8")
-        os.lstat(os.path.join(word, "config.json"))             # may one look into it, if it is a folder?
+        os.lstat(os.path.join(word, "config.json"))     # may one look into it, if it is a folder?
     except OSError as e:
         if e.errno not in (errno.ENOENT, errno.ENOTDIR):
-            raise UserError(f"{word[:40] + '...' if len(word) > 80 else word}: {e.strerror}; choose another name") from None
+            raise UserError(
+                f"{word[:40] + '...' if len(word) > 80 else word}: {e.strerror}; "
+                "choose another name"
+            ) from None
     except ValueError as e:                                     # a zero byte, or no letters
-        raise e if isinstance(e, UserError) else UserError(f"{ascii(words[0])} is no name that can be written as text: choose another") from None
+        raise (
+            e
+            if isinstance(e, UserError)
+            else UserError(
+                f"{ascii(words[0])} is no name that can be written as text: choose another"
+            )
+        ) from None
     return Path(word)
 
 @registry.primitive_rule
 def _path_option(info: tyro.constructors.PrimitiveTypeInfo):
     if info.type is Path:
         return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1, metavar="PATH", instance_from_str=given_path, is_instance=lambda x: isinstance(x, Path), str_from_instance=lambda x: [str(x)])
+            nargs=1, metavar="PATH", instance_from_str=given_path,
+            is_instance=lambda x: isinstance(x, Path), str_from_instance=lambda x: [str(x)]
+        )
 
 # %% ../nbs/21_cli.ipynb #c008
 def starting_point(argv: Sequence[str]) -> Config:
@@ -111,9 +129,16 @@ def announce(trainer: Trainer) -> str:
     "All that is about to happen, on one line."
     config, c = trainer.config, cost(trainer.config)
     e = config.evaluation
-    parts = [f"{c[name]:,} of {name.upper()}" for name in "vmc" if name in trainer.learner.optimizers]      # without pictures V has nothing to learn
+    # without pictures V has nothing to learn
+    parts = [
+        f"{c[name]:,} of {name.upper()}" for name in "vmc" if name in trainer.learner.optimizers
+    ]
     done = f" ({trainer.epoch} epochs are done)" if trainer.epoch else ""
-    where = f"{trainer.device}" if processes() == 1 else f"{processes()} processes ({trainer.device.type})"
+    where = (
+        f"{trainer.device}"
+        if processes() == 1
+        else f"{processes()} processes ({trainer.device.type})"
+    )
     last = f" (the last {config.learn_on} only learn)" if config.learn_on else ""
     times = config.epochs // e.every if e.every else 0
     interim = f"{times} of {e.interim} episodes and " if times else ""
@@ -126,19 +151,36 @@ def announce(trainer: Trainer) -> str:
 
 def how_to_resume(folder: RunFolder) -> str:
     "What to do after an interruption."
-    where = "continue from the last checkpoint with" if has_saves(folder.checkpoint) else "nothing was saved yet (see --save-every); begin again with"
-    program = "simulus-nb" if processes() == 1 else f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', processes())} -m simulus_nb.cli"
+    where = (
+        "continue from the last checkpoint with"
+        if has_saves(folder.checkpoint)
+        else "nothing was saved yet (see --save-every); begin again with"
+    )
+    program = (
+        "simulus-nb"
+        if processes() == 1
+        else f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', processes())} -m "
+             "simulus_nb.cli"
+    )
     return f"{where}: {program} train --resume --out {shlex.quote(str(folder.path))}"
 
 # %% ../nbs/21_cli.ipynb #c012
 def score_text(env: str, result: Evaluation) -> str:
-    "Mean and standard error, for the Atari-100K games the human-normalised score, and whether episodes were cut."
-    text = f"return {result.mean:.2f}" + (f" ± {result.sem:.2f}" if len(result.returns) > 1 else "") + f" over {len(result.returns)} episodes"
+    """Mean and standard error, for the Atari-100K games the human-normalised score, and whether
+    episodes were cut."""
+    text = (
+        f"return {result.mean:.2f}"
+        + (f" ± {result.sem:.2f}" if len(result.returns) > 1 else "")
+        + f" over {len(result.returns)} episodes"
+    )
     with contextlib.suppress(UserError):                        # a game without reference scores
         text += f", human-normalised {human_normalised(env, result.mean):.3f}"
     if result.capped:
-        text += (f"; {result.capped} of {len(result.returns)} episodes were cut after {max(result.lengths):,} steps: this world "
-                 """sets no lower limit (--env-options '{"max_episode_steps": N}' sets one)""")
+        text += (
+            f"; {result.capped} of {len(result.returns)} episodes were cut after "
+            f"{max(result.lengths):,} steps: this world "
+            """sets no lower limit (--env-options '{"max_episode_steps": N}' sets one)"""
+        )
     return text
 
 def best_text(folder: RunFolder, env: str) -> list[str]:
@@ -153,7 +195,10 @@ def best_text(folder: RunFolder, env: str) -> list[str]:
 
 def summary(folder: RunFolder, env: str, result: Evaluation) -> str:
     "Results, each under its name, and whereabouts of a finished run."
-    places = {"curves": folder.media / "curves.png", "dream": folder.media / "dream.mp4", "metrics": folder.metrics, "checkpoint": folder.checkpoint}
+    places = {
+        "curves": folder.media / "curves.png", "dream": folder.media / "dream.mp4",
+        "metrics": folder.metrics, "checkpoint": folder.checkpoint
+    }
     lines = [f"{name:<12}{path}" for name, path in places.items() if path.exists()]
     best = best_text(folder, env)
     which = " (last agent)" if best else ""
@@ -166,7 +211,8 @@ def a_line_a_minute() -> Callable[[str], None]:
 
 @contextlib.contextmanager
 def meter() -> Iterator[Callable[[str], Any]]:
-    "What is told how far an evaluation is: in a terminal one line of it, which goes away at the end."
+    """What is told how far an evaluation is: in a terminal one line of it, which goes away at the
+    end."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield a_line_a_minute()
     else:
@@ -177,12 +223,16 @@ def meter() -> Iterator[Callable[[str], Any]]:
 PRESET_HELP = "settings to start from; without it the ones made for --env, or small ones"
 IMPORT_HELP = "import the Python module that the run's own settings name, as in my_worlds:Mine-v0"
 
+# %% ../nbs/21_cli.ipynb #c013p1
 @dataclass(frozen=True)
 class TrainCommand:
-    "Train an agent, evaluate it and leave curves and a dream. Without any option: Catch, to success, on a laptop CPU."
+    """Train an agent, evaluate it and leave curves and a dream.
+
+    Without any option: Catch, to success, on a laptop CPU."""
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Literal[tuple(PRESETS)] | None = field(default=None, metadata=dict(help=PRESET_HELP))
-    out: Path | None = field(default=None, metadata=dict(help="run folder; without it runs/<env>-seed<seed>"))
+    out: Path | None = field(default=None, metadata=dict(
+        help="run folder; without it runs/<env>-seed<seed>"))
     resume: bool = field(default=False, metadata=dict(
         help="continue the run in that folder with its own settings, of which only the length "
              "(--steps) may differ; begin it if there is none"))
@@ -206,11 +256,11 @@ class TrainCommand:
 
     def run(self, command: str) -> None:
         "Train, evaluate and say where everything is."
-        folder, env = RunFolder(self.folder), self.config.env
+        folder, env, trainer = RunFolder(self.folder), self.config.env, None
         join()
-        result = from_first(lambda: folder.result(self.config.epochs) if self.resume and is_whole(folder.checkpoint) else None)
+        finished = lambda: self.resume and is_whole(folder.checkpoint)
+        result = from_first(lambda: folder.result(self.config.epochs) if finished() else None)
         say = print if rank() == 0 else lambda *args, **kwargs: None
-        trainer = None
         try:
             with together():
                 if result is None:
@@ -264,13 +314,18 @@ def resumed(
     "The command with the stored settings; `UserError` if an option contradicts them."
     stored = RunFolder(command.folder).read_config()
     base = preset(command.preset) if command.preset else stored
-    again = read(replace(base, epochs=stored.collecting + base.learn_on))       # of the stored length
+    again = read(replace(base, epochs=stored.collecting + base.learn_on))   # of the stored length
     other = {k: v for k, v in differences(again.config, stored).items() if k != "epochs"}
     for name, (given, kept) in other.items():
         if name == "learn_on":
-            raise UserError(f"--resume keeps learn_on = {kept}: more epochs of learning alone would "
-                            "collect nothing; --steps N gives the run more to learn from")
-        raise UserError(f"--resume keeps the settings of {command.folder}: {name} is {kept} there, not {given}; leave the option out, or start a new run with --out")
+            raise UserError(
+                f"--resume keeps learn_on = {kept}: more epochs of learning alone would "
+                "collect nothing; --steps N gives the run more to learn from"
+            )
+        raise UserError(
+            f"--resume keeps the settings of {command.folder}: {name} is {kept} there, "
+            f"not {given}; leave the option out, or start a new run with --out"
+        )
     return replace(again, out=command.folder)
 
 # %% ../nbs/21_cli.ipynb #c017
@@ -290,7 +345,9 @@ def as_frame(x: Any) -> np.ndarray:     # (height, width, 3) uint8
         a = np.moveaxis(a, 0, -1)                               # channels first
     a = a[..., None] if a.ndim == 2 else a
     if a.dtype.kind not in "biuf" or a.ndim != 3 or a.shape[-1] not in (1, 3, 4) or not a.size:
-        raise CannotDraw(f"render() returned no picture but {type(x).__name__}{list(a.shape) or ''}")
+        raise CannotDraw(
+            f"render() returned no picture but {type(x).__name__}{list(a.shape) or ''}"
+        )
     step = -(-max(a.shape[:2]) // LARGEST)
     a = np.nan_to_num(a[::step, ::step, :3])
     unit = a.dtype.kind == "b" or a.dtype.kind == "f" and a.max() <= 1
@@ -302,7 +359,7 @@ class Recorder(gymnasium.Wrapper):
     "Hands on what the environment draws, after every reset and step; keeps it if nobody wants it."
 
     def __init__(self, env: gymnasium.Env,
-        add: Callable[[np.ndarray], Any] | None = None,         # gets each frame, (height, width, 3) uint8
+        add: Callable[[np.ndarray], Any] | None = None,  # gets each frame, (height, width, 3) uint8
     ):
         super().__init__(env)
         self.frames: list[np.ndarray] = []
@@ -321,10 +378,12 @@ class Recorder(gymnasium.Wrapper):
         return out
 
     def draw(self) -> None:
-        "Ask for a frame. Drawing needs packages and graphics that playing does not: without them `CannotDraw`."
+        """Ask for a frame.
+
+        Drawing needs packages and graphics that playing does not: without them `CannotDraw`."""
         try:
             frame = as_frame(self.env.render())
-        except (Exception, SystemExit) as e:                    # whatever a renderer of somebody else's raises
+        except (Exception, SystemExit) as e:        # whatever a renderer of somebody else's raises
             raise CannotDraw(reason(e)) from None
         self.add(frame)
 
@@ -337,9 +396,9 @@ def frames_a_second(metadata: dict) -> float:
 
 def drawing(config: Config) -> gymnasium.Env:
     "The world of a run, made to be drawn; `CannotDraw` if it draws nothing."
-    options = {**config.env_options, "render_mode": "rgb_array"}            # whatever was given there
+    options = {**config.env_options, "render_mode": "rgb_array"}        # whatever was given there
     env = env_maker(replace(config, env_options=options), training=False)()
-    with contextlib.suppress(TypeError):                                    # modes of None, or of no sequence
+    with contextlib.suppress(TypeError):                        # modes of None, or of no sequence
         if "rgb_array" in env.metadata.get("render_modes", ()):
             return env
     env.close()
@@ -363,12 +422,15 @@ def film_episode(
                 env = drawing(config)
                 film.fps = frames_a_second(env.metadata)
                 return Recorder(env, show)
-            evaluate(agent, [make], 1, temperature, seed, min(max_steps, config.evaluation.max_steps))
+            evaluate(
+                agent, [make], 1, temperature, seed, min(max_steps, config.evaluation.max_steps)
+            )
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"\x1b\[33mWARN")     # Gymnasium's advice about renderers
+            # Gymnasium's advice about renderers
+            warnings.filterwarnings("ignore", r"\x1b\[33mWARN")
             whole(path, play)
-    except (Exception, SystemExit) as e:                        # the score is known, nothing else counts
+    except (Exception, SystemExit) as e:                # the score is known, nothing else counts
         return reason(e)
     return None
 
@@ -376,19 +438,33 @@ def film_episode(
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Which = Literal["last", "best"]
 WHICH_HELP = "which agent of the run: the last, or the best of its interim evaluations"
-Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run folder of a trained agent")]
+Run = Annotated[
+    Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run folder of a trained agent")
+]
 
 def media_of(folder: RunFolder, which: str) -> Path:
     "Where pictures and videos of one of the two agents go."
     return folder.media if which == "last" else folder.media / which
 
+# %% ../nbs/21_cli.ipynb #c019p1
 @dataclass(frozen=True)
 class EvaluateCommand:
     "Play with a trained agent: mean return with its standard error, and a video of one episode."
     folder: Run
-    episodes: int | None = field(default=None, metadata=dict(help="episodes to play; without it as many as the run's settings say", low=1))
-    temperature: float | None = field(default=None, metadata=dict(help="softmax temperature, 0 for the likeliest action; without it the run's own", low=0))
-    seed: int | None = field(default=None, metadata=dict(help="seed; without it that of the evaluation after training", low=0))
+    episodes: int | None = field(
+        default=None,
+        metadata=dict(help="episodes to play; without it as many as the run's settings say", low=1)
+    )
+    temperature: float | None = field(
+        default=None,
+        metadata=dict(
+            help="softmax temperature, 0 for the likeliest action; without it the run's own", low=0
+        ),
+    )
+    seed: int | None = field(
+        default=None,
+        metadata=dict(help="seed; without it that of the evaluation after training", low=0)
+    )
     device: Device = field(default="auto", metadata=dict(help="where tensors live"))
     which: Which = field(default="last", metadata=dict(help=WHICH_HELP))
     allow_import: bool = field(default=False, metadata=dict(help=IMPORT_HELP))
@@ -403,11 +479,16 @@ class EvaluateCommand:
         config, agent = agent_of(folder, device, self.which)
         ask_first(config.env, self.allow_import)
         e = config.evaluation
-        episodes, temperature = self.episodes or e.episodes, e.temperature if self.temperature is None else self.temperature
+        episodes, temperature = (
+            self.episodes or e.episodes,
+            e.temperature if self.temperature is None else self.temperature
+        )
         seed = config.seed + 10_000 if self.seed is None else self.seed
         with meter() as say:
-            result = evaluate(agent, [env_maker(config, training=False)] * e.num_envs, episodes, temperature,
-                              seed, e.max_steps, say)
+            result = evaluate(
+                agent, [env_maker(config, training=False)] * e.num_envs, episodes, temperature,
+                seed, e.max_steps, say
+            )
         print(f"{'evaluation':<12}{score_text(config.env, result)}", flush=True)
         usual = (episodes, temperature, seed) == (e.episodes, e.temperature, config.seed + 10_000)
         best = self.which == "best"
@@ -430,14 +511,20 @@ class EvaluateCommand:
 def load_replay(folder: RunFolder, config: Config, agent: Agent) -> ReplayBuffer:
     "The replay buffer in a run's checkpoint."
     replay = make_replay(config, agent)
-    load_checkpoint(folder.checkpoint, ("replay",), use=lambda found: fill_replay(replay, agent, found.tensors["replay"]))
+    load_checkpoint(
+        folder.checkpoint, ("replay",),
+        use=lambda found: fill_replay(replay, agent, found.tensors["replay"])
+    )
     return replay
 
 @dataclass(frozen=True)
 class DreamCommand:
     "Dream with a trained agent: a film strip and a video of what its world model imagines."
     folder: Run
-    horizon: int = field(default=17, metadata=dict(help="imagined observations; fewer where episodes are short", low=1))
+    horizon: int = field(
+        default=17,
+        metadata=dict(help="imagined observations; fewer where episodes are short", low=1)
+    )
     seed: int = field(default=0, metadata=dict(help="seed of beginnings and dreams", low=0))
     device: Device = field(default="auto", metadata=dict(help="where tensors live"))
     which: Which = field(default="last", metadata=dict(help=WHICH_HELP))
@@ -448,31 +535,49 @@ class DreamCommand:
         folder, device = RunFolder(self.folder), pick_device(self.device)
         config, agent = agent_of(folder, device, self.which)
         generator = torch.Generator(device=device).manual_seed(self.seed)
-        written = dream_media(agent, load_replay(folder, config, agent), media_of(folder, self.which),
-                              horizon=self.horizon, generator=generator)
+        written = dream_media(
+            agent, load_replay(folder, config, agent), media_of(folder, self.which),
+            horizon=self.horizon, generator=generator
+        )
         for name, path in written.items():
             print(f"{name:<12}{path}")
 
 # %% ../nbs/21_cli.ipynb #c023
 @dataclass(frozen=True)
 class BenchCommand:
-    "Time the parts of a run at a preset's sizes and predict how long the run would take. Learns nothing."
+    """Time the parts of a run at a preset's sizes and predict how long the run would take.
+
+    Learns nothing."""
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Literal[tuple(PRESETS)] | None = field(default=None, metadata=dict(help=PRESET_HELP))
-    repeats: int = field(default=10, metadata=dict(help="timed calls of each part; their median counts", low=1))
-    compare: bool = field(default=False, metadata=dict(help="measure every precision (and on CUDA compilation and graphs) side by side"))
-    json: Path | None = field(default=None, metadata=dict(help="also write all numbers to this file"))
+    repeats: int = field(
+        default=10, metadata=dict(help="timed calls of each part; their median counts", low=1)
+    )
+    compare: bool = field(
+        default=False,
+        metadata=dict(
+            help="measure every precision (and on CUDA compilation and graphs) side by side"
+        ),
+    )
+    json: Path | None = field(
+        default=None, metadata=dict(help="also write all numbers to this file")
+    )
 
     def run(self, command: str) -> None:
         "Measure and print."
         check_ranges(self)
         if self.json:
-            with writing(self.json): self.json.touch()          # a mistake in the path should show before the measuring
-        found = compare(self.config, self.repeats) if self.compare else bench(self.config, self.repeats)
+            # a mistake in the path should show before the measuring
+            with writing(self.json):
+                self.json.touch()
+        found = (
+            compare(self.config, self.repeats) if self.compare else bench(self.config, self.repeats)
+        )
         print(compare_table(found) if self.compare else bench_table(found))
         if self.json:
             text = json.dumps({"command": command, **found}, indent=1)
-            with writing(self.json): self.json.write_text(text + "\n", encoding="utf8")
+            with writing(self.json):
+                self.json.write_text(text + "\n", encoding="utf8")
 
 # %% ../nbs/21_cli.ipynb #c023b
 @dataclass(frozen=True)
@@ -487,24 +592,42 @@ class DoctorCommand:
     def run(self, command: str) -> int:
         "Examine and print; 0 if the run can begin, 1 if something is missing."
         if self.json:
-            with writing(self.json): self.json.touch()          # as for the bench
+            with writing(self.json):
+                self.json.touch()  # as for the bench
         found = examine(self.config, self.bench)
         print(report_text(found))
         if self.json:
             text = json.dumps({"command": command, **found}, indent=1)
-            with writing(self.json): self.json.write_text(text + "\n", encoding="utf8")
+            with writing(self.json):
+                self.json.write_text(text + "\n", encoding="utf8")
         return 0 if found["ready"] else 1
 
 # %% ../nbs/21_cli.ipynb #c025
 @dataclass(frozen=True)
 class SuiteCommand:
-    "Train games times seeds on a Ray cluster, or on this machine's GPUs and CPUs, and collect a table. Started again it does the rest. Options after -- go to every run."
-    games: tuple[str, ...] = field(default=tuple(ATARI_SCORES), metadata=dict(help="games of Atari-100K, or environment ids"))
-    seeds: tuple[int, ...] = field(default=(0, 1, 2, 3, 4), metadata=dict(help="seeds of each game", low=0))
-    preset: Literal[tuple(PRESETS)] | None = field(default=None, metadata=dict(help="settings of every run; without it the ones made for its game"))
-    out: Path = field(default=Path("runs/suite"), metadata=dict(help="folder of the run folders, their logs and results.md, .csv and .json"))
+    """Train games times seeds on a Ray cluster, or on this machine's GPUs and CPUs, and collect a
+    table. Started again it does the rest. Options after -- go to every run."""
+    games: tuple[str, ...] = field(
+        default=tuple(ATARI_SCORES), metadata=dict(help="games of Atari-100K, or environment ids")
+    )
+    seeds: tuple[int, ...] = field(
+        default=(0, 1, 2, 3, 4), metadata=dict(help="seeds of each game", low=0)
+    )
+    preset: Literal[tuple(PRESETS)] | None = field(
+        default=None,
+        metadata=dict(help="settings of every run; without it the ones made for its game")
+    )
+    out: Path = field(
+        default=Path("runs/suite"),
+        metadata=dict(help="folder of the run folders, their logs and results.md, .csv and .json")
+    )
     cpus: float = field(default=1.0, metadata=dict(help="CPUs of a run", low=0.01))
-    gpus: float = field(default=1.0, metadata=dict(help="GPUs of a run; 0.25 puts four runs on each; nothing without GPUs", low=0))
+    gpus: float = field(
+        default=1.0,
+        metadata=dict(
+            help="GPUs of a run; 0.25 puts four runs on each; nothing without GPUs", low=0
+        ),
+    )
     retries: int = field(default=2, metadata=dict(help="attempts after a first that failed", low=0))
     options: tyro.conf.Suppress[tuple[str, ...]] = ()
 
@@ -512,58 +635,86 @@ class SuiteCommand:
         "Train what is not finished, and print the table; `UserError` if runs failed."
         check_ranges(self)
         for name, given in (("games", self.games), ("seeds", self.seeds)):
-            if not given or "" in given: raise UserError(f"--{name} needs at least one: without the option there are {len(getattr(SuiteCommand, name))}")
+            if not given or "" in given:
+                raise UserError(
+                    f"--{name} needs at least one: without the option there are "
+                    f"{len(getattr(SuiteCommand, name))}"
+                )
         if self.gpus > 1 and self.gpus % 1:
             raise UserError(f"gpus = {self.gpus:g} must be a whole number, or a share of one GPU")
         words = [*(["--preset", self.preset] if self.preset else []), *self.options]
         jobs = make_jobs(self.games, self.seeds, self.out, words, lambda argv: parse(argv).config)
         try:
-            rows = run_suite(jobs, self.out, lambda lock: RayPool(self.cpus, self.gpus, lock), self.retries, command)
+            rows = run_suite(
+                jobs, self.out, lambda lock: RayPool(self.cpus, self.gpus, lock), self.retries,
+                command
+            )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"all runs are saved; go on with the same command: {command}") from None
+            raise KeyboardInterrupt(
+                f"all runs are saved; go on with the same command: {command}"
+            ) from None
         print(f"\n{markdown(rows)}\n{self.out / 'results.md'}")
         if failed := [job for job in jobs if job.status == "failed"]:
-            raise UserError(f"{len(failed)} of {len(jobs)} runs failed, see {', '.join(str(job.log) for job in failed)}; the same command tries them again")
+            raise UserError(
+                f"{len(failed)} of {len(jobs)} runs failed, see "
+                f"{', '.join(str(job.log) for job in failed)}; the same command tries them again"
+            )
 
 # %% ../nbs/21_cli.ipynb #c027
 def one_line(box: str) -> str:
-    "A framed complaint of tyro's as one line: its first paragraph, then the options or commands it suggests."
+    """A framed complaint of tyro's as one line: its first paragraph, then the options or commands
+    it suggests."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box).strip()
-    groups = [[]]                                               # rows between the frame's horizontal lines
+    groups = [[]]                                       # rows between the frame's horizontal lines
     for row in (row.strip("│| ") for row in plain.splitlines()):
         if row[:2] in ("──", "--") and not row[2:3].isalpha() or row[:1] in tuple("╭╰"):
             groups.append([])
         elif row:
             groups[-1].append(row)
     paragraphs = [g for g in groups if g]
-    first, *others = paragraphs if plain.startswith("╭") else paragraphs[1:]     # without box characters the title is a paragraph too
-    message = re.sub(r"Error parsing (__tyro-dummy-inner__\.)?(config\.|--)?", "--", " ".join(first)).rstrip(".")
+    # without box characters the title is a paragraph too
+    first, *others = paragraphs if plain.startswith("╭") else paragraphs[1:]
+    message = re.sub(
+        r"Error parsing (__tyro-dummy-inner__\.)?(config\.|--)?", "--", " ".join(first)
+    ).rstrip(".")
     message = re.sub("^--(?=[A-Z]+:)", "", message)             # RUN is no option
-    message = re.sub("no type matching .* Got errors: .*- <class '.*?'>: ", "", message)    # of those that it may have, the last
+    # of those that it may have, the last
+    message = re.sub("no type matching .* Got errors: .*- <class '.*?'>: ", "", message)
     for group in others:
         if group[0].startswith("Perhaps you meant"):
-            message += "; perhaps you meant " + " or ".join(dict.fromkeys(row.split()[0] for row in group if row.startswith("--")))
+            message += "; perhaps you meant " + " or ".join(
+                dict.fromkeys(row.split()[0] for row in group if row.startswith("--"))
+            )
         if group[0].startswith("Available"):
             message += f"; {group[0][0].lower()}{group[0][1:]}"
     return message
 
 def read_options(argv: Sequence[str], base: Config):
-    "The command that `argv` asks for; options left out come from `base`. SystemExit after --help, `UserError` for what is no option."
+    """The command that `argv` asks for; options left out come from `base`. SystemExit after --help,
+    `UserError` for what is no option."""
     name = tyro.conf.subcommand
-    commands = Union[Annotated[TrainCommand, name("train", default=TrainCommand(base))], Annotated[EvaluateCommand, name("evaluate")],
-                     Annotated[DreamCommand, name("dream")], Annotated[BenchCommand, name("bench", default=BenchCommand(base))],
-                     Annotated[DoctorCommand, name("doctor", default=DoctorCommand(base))],
-                     Annotated[SuiteCommand, name("suite")]]
+    commands = Union[
+        Annotated[TrainCommand, name("train", default=TrainCommand(base))],
+        Annotated[EvaluateCommand, name("evaluate")], Annotated[DreamCommand, name("dream")],
+        Annotated[BenchCommand, name("bench", default=BenchCommand(base))],
+        Annotated[DoctorCommand, name("doctor", default=DoctorCommand(base))],
+        Annotated[SuiteCommand, name("suite")]
+    ]
     about = "Train, watch and measure agents that learn in the dreams of a token-based world model."
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(commands, prog="simulus-nb", description=about, args=list(argv), registry=registry)
+            return tyro.cli(
+                commands, prog="simulus-nb", description=about, args=list(argv), registry=registry
+            )
     except SystemExit as e:
         if not e.code:
             raise                                               # --help: printed, all is well
         command = next((word for word in argv if not word.startswith("-")), "")
-        raise UserError(f"{one_line(box.getvalue())} (see simulus-nb {command + ' ' if command in COMMANDS else ''}--help)") from None
+        raise UserError(
+            f"{one_line(box.getvalue())} (see simulus-nb "
+            f"{command + ' ' if command in COMMANDS else ''}--help)"
+        ) from None
 
 COMMANDS = ("train", "evaluate", "dream", "bench", "doctor", "suite")
 
@@ -602,7 +753,8 @@ def parse(argv: Sequence[str]):
 
 # %% ../nbs/21_cli.ipynb #c028co1
 def unread(stream: io.IOBase) -> bool:
-    "Whether a stream is a pipe that nobody reads any more; what was written to it may be gone already."
+    """Whether a stream is a pipe that nobody reads any more; what was written to it may be gone
+    already."""
     if not hasattr(select, "poll"):                             # Windows
         return False
     poll = select.poll()
@@ -610,11 +762,12 @@ def unread(stream: io.IOBase) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 def lost_output() -> OSError | None:
-    "Why nothing more can be written to standard output or error; from now on that goes nowhere. None if it can."
+    """Why nothing more can be written to standard output or error; from now on that goes nowhere.
+    None if it can."""
     lost = None
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()                                      # what could not be written is still waiting
+            stream.flush()                              # what could not be written is still waiting
             if not unread(stream):
                 continue
             lost = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
@@ -627,8 +780,9 @@ def lost_output() -> OSError | None:
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-    "Inside, standard output and error exist, and a letter that their alphabet lacks is a question mark."
-    for number in range(3):                                     # else the next file that is opened has this number
+    """Inside, standard output and error exist, and a letter that their alphabet lacks is a question
+    mark."""
+    for number in range(3):                     # else the next file that is opened has this number
         try:
             os.fstat(number)
         except OSError:
@@ -638,7 +792,9 @@ def streams() -> Iterator[None]:
         there = lambda stream: nowhere if stream is None or stream.closed else stream
         sys.stdout, sys.stderr = map(there, before)
         for stream in (sys.stdout, sys.stderr):
-            if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
+            if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(
+                stream, "reconfigure"
+            ):
                 undo.callback(stream.reconfigure, errors=stream.errors)
                 stream.reconfigure(errors="replace")
         try:
@@ -654,29 +810,42 @@ def complain(text: str, error: BaseException | None = None) -> None:
             print("simulus-nb:", " ".join(text.split()), file=sys.stderr, flush=True)
 
 # %% ../nbs/21_cli.ipynb #c028co2
-DISK = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise the limit of a file's size",
-        errno.ENOENT: "create its folder first", errno.EISDIR: "give the name of a file"}
+DISK = {
+    errno.ENOSPC: "free some space", errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit of a file's size", errno.ENOENT: "create its folder first",
+    errno.EISDIR: "give the name of a file"
+}
 
 def of_program(error: BaseException, command: Any) -> str | None:
-    "What to say of an error that is neither the user's nor the world's; None for what nobody foresaw."
+    """What to say of an error that is neither the user's nor the world's; None for what nobody
+    foresaw."""
     if ran_out(error):
         traceback.clear_frames(error.__traceback__)             # what it holds may be large
-        where = getattr(error, "stage", f"simulus-nb {type(command).__name__.removesuffix('Command').lower()}")
+        where = getattr(
+            error, "stage", f"simulus-nb {type(command).__name__.removesuffix('Command').lower()}"
+        )
         config = getattr(command, "config", None)
         with contextlib.suppress(UserError, AttributeError):    # a command without a folder
             config = config or RunFolder(command.folder).read_config()
         return too_large(config, where) if config else f"out of memory ({error})"
     if where := getattr(error, "of_ours", None):
-        return f"cannot write {where}: {error.strerror}; {DISK.get(error.errno, 'choose another folder')}"
+        return (
+            f"cannot write {where}: {error.strerror}; "
+            f"{DISK.get(error.errno, 'choose another folder')}"
+        )
     return None
 
 # %% ../nbs/21_cli.ipynb #c028co3
 def ending(error: BaseException, command: Any = None) -> int | None:
     "The exit code of a command that ended so, after its one line; None for what nobody foresaw."
     if isinstance(error, OSError) and (lost := lost_output()) is not None:
-        if lost.errno in (errno.EPIPE, errno.EIO, errno.EINVAL):           # `... | head` has seen enough; the terminal is gone
+        # `... | head` has seen enough; the terminal is gone
+        if lost.errno in (errno.EPIPE, errno.EIO, errno.EINVAL):
             return 141                                          # as a shell says it
-        complain(f"cannot write to standard output: {lost.strerror}; {DISK.get(lost.errno, 'give it another place')}")
+        complain(
+            f"cannot write to standard output: {lost.strerror}; "
+            f"{DISK.get(lost.errno, 'give it another place')}"
+        )
         return 2
     if isinstance(error, UserError):
         complain(str(error), error)
@@ -700,12 +869,16 @@ def ending(error: BaseException, command: Any = None) -> int | None:
 # %% ../nbs/21_cli.ipynb #c029
 @contextlib.contextmanager
 def warned(argv: Sequence[str]) -> Iterator[Callable]:
-    "Inside, our warnings are lines like our complaints; those about settings wait for the call of what it gives."
+    """Inside, our warnings are lines like our complaints; those about settings wait for the call of
+    what it gives."""
     settings = set()
     def show(text, kind, *where):
-        if issubclass(kind, SettingsWarning): settings.add(str(text))           # said once
-        elif issubclass(kind, (CheckpointWarning, WorldWarning)): complain(str(text))
-        else: usual(text, kind, *where)
+        if issubclass(kind, SettingsWarning):
+            settings.add(str(text))  # said once
+        elif issubclass(kind, (CheckpointWarning, WorldWarning)):
+            complain(str(text))
+        else:
+            usual(text, kind, *where)
     with warnings.catch_warnings():
         usual, warnings.showwarning = warnings.showwarning, show
         for kind in (CheckpointWarning, SettingsWarning, WorldWarning):
@@ -714,11 +887,17 @@ def warned(argv: Sequence[str]) -> Iterator[Callable]:
 
 def perform(argv: Sequence[str], kept: list) -> int:
     "Read a command, which `kept` then holds, and carry it out; returns its exit code."
-    with warned(argv) as say_settings, Signals() if argv[:1] == ["train"] else contextlib.nullcontext():  # from the start: building takes its time
+    # from the start: building takes its time
+    with (
+        warned(argv) as say_settings,
+        Signals() if argv[:1] == ["train"] else contextlib.nullcontext()
+    ):
         kept[:] = [command := parse(argv)]
         if argv[0] in ("train", "bench", "doctor"):             # whose settings they are
             say_settings()
-        asked = getattr(command, "allow_import", False) or ":" in getattr(getattr(command, "config", None), "env", "")
+        asked = getattr(command, "allow_import", False) or ":" in getattr(
+            getattr(command, "config", None), "env", ""
+        )
         sys.path += [os.getcwd()] * asked                       # my_worlds.py of my_worlds:Mine-v0
         code = command.run("simulus-nb " + shlex.join(argv))
         leave()
@@ -726,7 +905,9 @@ def perform(argv: Sequence[str], kept: list) -> int:
     return code or 0
 
 def main(argv: Sequence[str] | None = None) -> int:
-    "The command `simulus-nb`; `argv` without the program's name, None for `sys.argv`. Returns the exit code: 0, a command's own, 1 if the world failed, 2 for a mistake, 130 for an interruption, 141 if nobody listens."
+    """The command `simulus-nb`; `argv` without the program's name, None for `sys.argv`. Returns the
+    exit code: 0, a command's own, 1 if the world failed, 2 for a mistake, 130 for an
+    interruption, 141 if nobody listens."""
     argv, kept, path = list(sys.argv[1:] if argv is None else argv), [], list(sys.path)
     with streams():
         try:
@@ -739,5 +920,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.path[:] = path
 
-if __name__ == "__main__" and __spec__ is not None:             # python -m simulus_nb.cli, not a notebook
+if __name__ == "__main__" and __spec__ is not None:     # python -m simulus_nb.cli, not a notebook
     sys.exit(main())

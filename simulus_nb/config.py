@@ -33,8 +33,15 @@ class CollectConfig:
     "Playing the real environment."
     steps: int = field(default=200, metadata=dict(help="environment steps per epoch", low=1))
     num_envs: int = field(default=1, metadata=dict(help="environments stepped side by side", low=1))
-    epsilon: float = field(default=0.01, metadata=dict(help="chance of a random action", low=0, high=1))
-    capacity: int = field(default=110_000, metadata=dict(help="rows of the replay buffer (a step is a row, an episode's end one more)", low=2))
+    epsilon: float = field(
+        default=0.01, metadata=dict(help="chance of a random action", low=0, high=1)
+    )
+    capacity: int = field(
+        default=110_000,
+        metadata=dict(
+            help="rows of the replay buffer (a step is a row, an episode's end one more)", low=2
+        ),
+    )
 
 # %% ../nbs/16_config.ipynb #c007
 @dataclass(frozen=True)
@@ -44,7 +51,9 @@ class VTraining:
     steps: int = field(default=200, metadata=dict(help="updates per epoch", low=0))
     start: int = field(default=5, metadata=dict(help="first epoch with updates (0-based)", low=0))
     lr: float = field(default=1e-4, metadata=dict(help="learning rate", low=0))
-    weight_decay: float = field(default=0.0, metadata=dict(help="AdamW weight decay of all parameters", low=0))
+    weight_decay: float = field(
+        default=0.0, metadata=dict(help="AdamW weight decay of all parameters", low=0)
+    )
     clip: float = field(default=10.0, metadata=dict(help="largest gradient norm", low=0))
 
 # %% ../nbs/16_config.ipynb #c008
@@ -53,11 +62,15 @@ class MTraining:
     "Learning the world model, on segments of real steps."
     batch: int = field(default=32, metadata=dict(help="segments per update", low=1))
     segment: int = field(default=10, metadata=dict(help="steps per segment H", low=2))
-    context: int = field(default=2, metadata=dict(help="first blocks of a segment that are no targets", low=1))
+    context: int = field(
+        default=2, metadata=dict(help="first blocks of a segment that are no targets", low=1)
+    )
     steps: int = field(default=200, metadata=dict(help="updates per epoch", low=0))
     start: int = field(default=25, metadata=dict(help="first epoch with updates (0-based)", low=0))
     lr: float = field(default=2e-4, metadata=dict(help="learning rate", low=0))
-    weight_decay: float = field(default=0.05, metadata=dict(help="AdamW weight decay of weight matrices", low=0))
+    weight_decay: float = field(
+        default=0.05, metadata=dict(help="AdamW weight decay of weight matrices", low=0)
+    )
     clip: float = field(default=3.0, metadata=dict(help="largest gradient norm", low=0))
 
 # %% ../nbs/16_config.ipynb #c009
@@ -65,26 +78,44 @@ class MTraining:
 class CTraining:
     "Learning the controller, in dreams only."
     batch: int = field(default=128, metadata=dict(help="dreams per update", low=1))
-    burn_in: int = field(default=20, metadata=dict(help="real steps that C reads up to where a dream begins", low=1))
-    context: int = field(default=2, metadata=dict(help="real steps that M reads before a dream", low=0))
+    burn_in: int = field(
+        default=20, metadata=dict(help="real steps that C reads up to where a dream begins", low=1)
+    )
+    context: int = field(
+        default=2, metadata=dict(help="real steps that M reads before a dream", low=0)
+    )
     horizon: int = field(default=9, metadata=dict(help="observations per dream H", low=2))
     steps: int = field(default=80, metadata=dict(help="updates per epoch", low=0))
     start: int = field(default=50, metadata=dict(help="first epoch with updates (0-based)", low=0))
-    critic_first: int = field(default=0, metadata=dict(help="epochs from there on in which only the critic learns", low=0))
+    critic_first: int = field(
+        default=0, metadata=dict(help="epochs from there on in which only the critic learns", low=0)
+    )
     lr: float = field(default=2e-4, metadata=dict(help="learning rate", low=0))
-    weight_decay: float = field(default=0.0, metadata=dict(help="AdamW weight decay of all parameters", low=0))
+    weight_decay: float = field(
+        default=0.0, metadata=dict(help="AdamW weight decay of all parameters", low=0)
+    )
     clip: float = field(default=3.0, metadata=dict(help="largest gradient norm", low=0))
-    scale_window: int = field(default=500, metadata=dict(help="batches that the return scale c looks back on", low=1))
+    scale_window: int = field(
+        default=500, metadata=dict(help="batches that the return scale c looks back on", low=1)
+    )
     loss: ControllerLossConfig = field(default_factory=ControllerLossConfig)
 
 # %% ../nbs/16_config.ipynb #c010
 @dataclass(frozen=True)
 class EvaluationConfig:
     "Playing for the score."
-    episodes: int = field(default=100, metadata=dict(help="episodes of the final evaluation", low=1))
-    temperature: float = field(default=0.5, metadata=dict(help="softmax temperature of the policy (0: likeliest action)", low=0))
+    episodes: int = field(
+        default=100, metadata=dict(help="episodes of the final evaluation", low=1)
+    )
+    temperature: float = field(
+        default=0.5,
+        metadata=dict(help="softmax temperature of the policy (0: likeliest action)", low=0)
+    )
     num_envs: int = field(default=8, metadata=dict(help="environments stepped side by side", low=1))
-    every: int = field(default=0, metadata=dict(help="epochs between interim evaluations (0: only at the end)", low=0))
+    every: int = field(
+        default=0,
+        metadata=dict(help="epochs between interim evaluations (0: only at the end)", low=0)
+    )
     interim: int = field(default=20, metadata=dict(help="episodes of an interim evaluation", low=1))
     max_steps: int = field(default=27_000, metadata=dict(
         help="agent steps after which an evaluation episode is cut, and reported as cut", low=1))
@@ -110,31 +141,59 @@ class SettingsWarning(UserWarning):
     "Settings that are allowed, but hardly meant."
 
 def check_fit(c: "Config") -> None:
-    "Raise `UserError` where two settings contradict each other; warn where they suit each other badly."
+    """Raise `UserError` where two settings contradict each other; warn where they suit each other
+    badly."""
     if c.train_m.context >= c.train_m.segment:
-        raise UserError(f"train_m.context = {c.train_m.context} leaves no targets: it must be smaller than train_m.segment = {c.train_m.segment}")
+        raise UserError(
+            f"train_m.context = {c.train_m.context} leaves no targets: "
+            f"it must be smaller than train_m.segment = {c.train_m.segment}"
+        )
     if c.learn_on >= c.epochs:
         raise UserError(f"learn_on = {c.learn_on} leaves none of {c.epochs} epochs to collect in: "
                         "use more epochs, or --learn-on 0")
-    ring, window = c.collect.capacity // c.collect.num_envs, max(c.train_m.segment, c.train_c.burn_in) + 1
+    ring, window = (
+        c.collect.capacity // c.collect.num_envs, max(c.train_m.segment, c.train_c.burn_in) + 1
+    )
     if ring < window:
-        raise UserError(f"collect.capacity = {c.collect.capacity} is too small: it gives each of {c.collect.num_envs} environments {ring} rows, "
-                        f"and segments and burn-in need {window}")
+        raise UserError(
+            f"collect.capacity = {c.collect.capacity} is too small: "
+            f"it gives each of {c.collect.num_envs} environments {ring} rows, "
+            f"and segments and burn-in need {window}"
+        )
     reach = c.train_c.context + c.train_c.horizon - 1                           # Eq. (14.6a)
     if reach > c.train_m.segment:
-        warnings.warn(f"train_c.context + train_c.horizon - 1 = {reach} blocks, but M learns from segments of "
-                      f"{c.train_m.segment}: dreams get worse beyond them. Raise train_m.segment or lower train_c.horizon",
-                      SettingsWarning, stacklevel=4)
+        warnings.warn(
+            f"train_c.context + train_c.horizon - 1 = {reach} blocks, "
+            "but M learns from segments of "
+            f"{c.train_m.segment}: dreams get worse beyond them. "
+            "Raise train_m.segment or lower train_c.horizon",
+            SettingsWarning,
+            stacklevel=4,
+        )
     t = c.tokenizer
-    for name, vocab in (("image.vocab", t.image.vocab), ("vector_levels", t.vector_levels), ("action_levels", t.action_levels)):
+    for name, vocab in (
+        ("image.vocab", t.image.vocab), ("vector_levels", t.vector_levels),
+        ("action_levels", t.action_levels)
+    ):
         if vocab > 2**15:
-            raise UserError(f"tokenizer.{name} = {vocab} is too large: tokens are stored as 16-bit integers, so at most {2**15}")
+            raise UserError(
+                f"tokenizer.{name} = {vocab} is too large: tokens are stored as 16-bit integers, "
+                f"so at most {2**15}"
+            )
     if t.vector_levels % 2 == 0:
-        raise UserError(f"tokenizer.vector_levels = {t.vector_levels} must be odd: the middle point is zero")
+        raise UserError(
+            f"tokenizer.vector_levels = {t.vector_levels} must be odd: the middle point is zero"
+        )
     if t.image.perceptual != "none" and t.image.image_size < 16:
-        raise UserError(f"tokenizer.image.perceptual = {t.image.perceptual} needs image_size = 16 at least, not {t.image.image_size}: set it to none")
+        raise UserError(
+            f"tokenizer.image.perceptual = {t.image.perceptual} needs image_size = 16 at least, "
+            f"not {t.image.image_size}: set it to none"
+        )
     if not is_json(c.env_options):
-        raise UserError("env_options must hold plain JSON values: numbers, strings, true, false, null, lists and objects with string keys")
+        raise UserError(
+            "env_options must hold plain JSON values: numbers, strings, true, false, null, "
+            "lists and objects with string keys"
+        )
 
 # %% ../nbs/16_config.ipynb #c018
 def is_json(value: Any) -> bool:
@@ -160,20 +219,29 @@ def from_older(values: Any, default: int) -> Any:
             return {**rest, "collect": collect, "learn_on": learn_on}
     return values
 
-
+# %% ../nbs/16_config.ipynb #c020p1
 @dataclass(frozen=True)
 class Config:
     "A whole run; the defaults are the sizes and the schedule of Simulus on Atari-100K."
     env: str = field(default="ALE/Breakout-v5", metadata=dict(help="Gymnasium id"))
-    env_options: dict[str, Any] = field(default_factory=dict, metadata=dict(help="keyword arguments of the environment"))
-    obs_kinds: dict[str, str] = field(default_factory=dict, metadata=dict(help="how to read an observation key, where not as inferred: image, vector, categorical, grid or drop"))
-    seed: int = field(default=0, metadata=dict(help="seed of everything random", low=0, high=2**31 - 1))
-    device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=dict(help="where tensors live; auto: the best there is"))
-    precision: Precision = field(default="auto", metadata=dict(help="arithmetic of networks; auto: bfloat16 on CUDA, float32 elsewhere"))
-    compile: bool = field(default=False, metadata=dict(help="compile the networks with torch.compile"))
+    env_options: dict[str, Any] = field(default_factory=dict, metadata=dict(
+        help="keyword arguments of the environment"))
+    obs_kinds: dict[str, str] = field(default_factory=dict, metadata=dict(
+        help="how to read an observation key, where not as inferred: image, vector, "
+             "categorical, grid or drop"))
+    seed: int = field(default=0, metadata=dict(
+        help="seed of everything random", low=0, high=2**31 - 1))
+    device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=dict(
+        help="where tensors live; auto: the best there is"))
+    precision: Precision = field(default="auto", metadata=dict(
+        help="arithmetic of networks; auto: bfloat16 on CUDA, float32 elsewhere"))
+    compile: bool = field(default=False, metadata=dict(
+        help="compile the networks with torch.compile"))
     graphs: bool = field(default=False, metadata=dict(help="replay every update as one CUDA graph"))
-    threads: int = field(default=0, metadata=dict(help="CPU threads of PyTorch (0: its own choice)", low=0, high=1024))
-    log: Literal["none", "wandb", "trackio"] = field(default="none", metadata=dict(help="where to report besides TensorBoard, if that package is installed"))
+    threads: int = field(default=0, metadata=dict(
+        help="CPU threads of PyTorch (0: its own choice)", low=0, high=1024))
+    log: Literal["none", "wandb", "trackio"] = field(default="none", metadata=dict(
+        help="where to report besides TensorBoard, if that package is installed"))
     epochs: int = field(default=600, metadata=dict(help="epochs in all", low=1))
     learn_on: int = field(default=100, metadata=dict(
         help="the last of these epochs, that collect nothing and only learn", low=0))
@@ -200,7 +268,7 @@ class Config:
         "The same run for so many environment steps, rounded up to whole epochs: Eq. (16.1a)."
         n = self.collect.num_envs
         each = n * -(-self.collect.steps // n)
-        return replace(self, epochs=-(-steps // each) + self.learn_on)                  # Eq. (16.1a)
+        return replace(self, epochs=-(-steps // each) + self.learn_on)              # Eq. (16.1a)
 
     def to_json(self) -> dict:
         "Plain dicts, lists, numbers and strings."
@@ -208,7 +276,8 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict) -> "Config":
-        "The reverse of `to_json`; fields left out keep their defaults, unknown or ill-typed ones raise `UserError`."
+        """The reverse of `to_json`; fields left out keep their defaults, unknown or ill-typed ones
+        raise `UserError`."""
         return from_plain(cls, from_older(values, cls.epochs))
 
     def change(self, values: dict[str, Any]) -> "Config":
@@ -245,70 +314,123 @@ def overlay(tree: dict, values: dict[str, Any]) -> dict:
 def catch() -> Config:
     "The default world: Catch from pixels, minutes on a CPU."
     return Config(
-        env="simulus/Catch-v0", epochs=24, learn_on=0, save_every=8, threads=1,
-        tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=32, channels=8, stages=4, code_dim=64, vocab=128, commitment=0.25, perceptual="none")),
-        world_model=WorldModelConfig(retnet=RetNetConfig(width=64, heads=2, layers=2, dropout=0.0, windows=(2.0, 8.0)), reward_limit=7.0, reward_mean="raw"),
-        controller=ControllerConfig(width=96, channels=(32, 32), embedding=32, shared=False, value_limit=7.0, value_mean="raw"),
+        env="simulus/Catch-v0",
+        epochs=24,
+        learn_on=0,
+        save_every=8,
+        threads=1,
+        tokenizer=TokenizerConfig(
+            image=VQVAEConfig(
+                image_size=32, channels=8, stages=4, code_dim=64, vocab=128, commitment=0.25,
+                perceptual="none"
+            )
+        ),
+        world_model=WorldModelConfig(
+            retnet=RetNetConfig(width=64, heads=2, layers=2, dropout=0.0, windows=(2.0, 8.0)),
+            reward_limit=7.0, reward_mean="raw"
+        ),
+        controller=ControllerConfig(
+            width=96, channels=(32, 32), embedding=32, shared=False, value_limit=7.0,
+            value_mean="raw"
+        ),
         collect=CollectConfig(steps=120, epsilon=0.05, capacity=12_000),
         train_v=VTraining(batch=32, steps=60, start=2, lr=2e-3),
-        train_m=MTraining(batch=24, segment=10, context=1, steps=60, start=4, lr=1e-3, weight_decay=0.01),
-        train_c=CTraining(batch=64, burn_in=4, context=1, horizon=10, steps=18, start=10, lr=2e-3, scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.05)),
-        evaluation=EvaluationConfig(episodes=100, temperature=0.5, num_envs=10, every=4, interim=50, max_steps=10_000),
+        train_m=MTraining(
+            batch=24, segment=10, context=1, steps=60, start=4, lr=1e-3, weight_decay=0.01
+        ),
+        train_c=CTraining(
+            batch=64, burn_in=4, context=1, horizon=10, steps=18, start=10, lr=2e-3,
+            scale_window=50, loss=ControllerLossConfig(gamma=0.95, entropy=0.05)
+        ),
+        evaluation=EvaluationConfig(
+            episodes=100, temperature=0.5, num_envs=10, every=4, interim=50, max_steps=10_000
+        ),
     )
 
 # %% ../nbs/16_config.ipynb #c026
 def small() -> Config:
     "Any world of vectors, categories, maps or small pictures: minutes on one CPU core."
-    return catch().change({
-        "env": "CartPole-v1", "epochs": 60, "save_every": 10, "tokenizer.image.stages": 3, "tokenizer.image.vocab": 64, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
-        "controller.width": 128,
-        "collect.steps": 150, "collect.num_envs": 1, "collect.epsilon": 0.02, "collect.capacity": 50_000, "train_v.steps": 30, "train_v.start": 2,
-        "train_m.batch": 20, "train_m.segment": 16, "train_m.steps": 60, "train_m.start": 4,
-        "train_c.context": 2, "train_c.horizon": 15, "train_c.steps": 40, "train_c.start": 8, "train_c.lr": 1e-3, "train_c.loss.gamma": 0.985, "train_c.loss.entropy": 0.002,
-        "evaluation.every": 10, "evaluation.interim": 20})
+    return catch().change(
+        {
+            "env": "CartPole-v1", "epochs": 60, "save_every": 10, "tokenizer.image.stages": 3,
+            "tokenizer.image.vocab": 64, "tokenizer.vector_levels": 251, "tokenizer.grid_patch": 2,
+            "controller.width": 128, "collect.steps": 150, "collect.num_envs": 1,
+            "collect.epsilon": 0.02, "collect.capacity": 50_000, "train_v.steps": 30,
+            "train_v.start": 2, "train_m.batch": 20, "train_m.segment": 16, "train_m.steps": 60,
+            "train_m.start": 4, "train_c.context": 2, "train_c.horizon": 15, "train_c.steps": 40,
+            "train_c.start": 8, "train_c.lr": 1e-3, "train_c.loss.gamma": 0.985,
+            "train_c.loss.entropy": 0.002, "evaluation.every": 10, "evaluation.interim": 20
+        }
+    )
 
 
 def minigrid() -> Config:
     "MiniGrid: a map of three channels and a direction."
-    return small().change({
-        "env": "MiniGrid-Empty-Random-6x6-v0", "epochs": 30, "collect.steps": 200, "collect.epsilon": 0.05,
-        "train_m.batch": 15, "train_m.steps": 40, "train_c.burn_in": 6, "train_c.steps": 20, "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.003,
-        "controller.width": 96, "evaluation.every": 5})
+    return small().change(
+        {
+            "env": "MiniGrid-Empty-Random-6x6-v0", "epochs": 30, "collect.steps": 200,
+            "collect.epsilon": 0.05, "train_m.batch": 15, "train_m.steps": 40, "train_c.burn_in": 6,
+            "train_c.steps": 20, "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.003,
+            "controller.width": 96, "evaluation.every": 5
+        }
+    )
 
 
 def minatar() -> Config:
-    "MinAtar: small games on a 10 x 10 map, seen as four tokens of 5 x 5 cells; an action is held for 8 frames."
-    return small().change({
-        "env": "MinAtar/Freeway-v1", "env_options": {"action_repeat": 8}, "epochs": 25, "tokenizer.grid_patch": 5, "controller.width": 96,
-        "collect.steps": 200, "collect.epsilon": 0.05, "train_m.batch": 15, "train_m.steps": 40,
-        "train_c.burn_in": 4, "train_c.horizon": 12, "train_c.steps": 30, "train_c.loss.gamma": 0.93, "train_c.loss.entropy": 0.004, "evaluation.episodes": 20, "evaluation.every": 5, "evaluation.interim": 5})
+    """MinAtar: small games on a 10 x 10 map, seen as four tokens of 5 x 5 cells; an action is held
+    for 8 frames."""
+    return small().change(
+        {
+            "env": "MinAtar/Freeway-v1", "env_options": {"action_repeat": 8}, "epochs": 25,
+            "tokenizer.grid_patch": 5, "controller.width": 96, "collect.steps": 200,
+            "collect.epsilon": 0.05, "train_m.batch": 15, "train_m.steps": 40, "train_c.burn_in": 4,
+            "train_c.horizon": 12, "train_c.steps": 30, "train_c.loss.gamma": 0.93,
+            "train_c.loss.entropy": 0.004, "evaluation.episodes": 20, "evaluation.every": 5,
+            "evaluation.interim": 5
+        }
+    )
 
-
+# %% ../nbs/16_config.ipynb #c026p1
 def control() -> Config:
     "Continuous actions: few levels, each action held for two steps."
-    return small().change({
-        "env": "Pendulum-v1", "env_options": {"action_repeat": 2}, "epochs": 45, "tokenizer.action_levels": 7,
-        "controller.width": 96, "train_m.steps": 50, "train_c.batch": 128, "train_c.steps": 30, "train_c.start": 6, "train_c.loss.gamma": 0.95, "train_c.loss.entropy": 0.001,
-        "evaluation.every": 5})
+    return small().change(
+        {
+            "env": "Pendulum-v1", "env_options": {"action_repeat": 2}, "epochs": 45,
+            "tokenizer.action_levels": 7, "controller.width": 96, "train_m.steps": 50,
+            "train_c.batch": 128, "train_c.steps": 30, "train_c.start": 6,
+            "train_c.loss.gamma": 0.95, "train_c.loss.entropy": 0.001, "evaluation.every": 5
+        }
+    )
 
 
 def dmc_small() -> Config:
-    "DeepMind Control from proprioception, at the size of a laptop: its steps are short, so an action is held for four."
-    return control().change({
-        "env": "dm_control/cartpole-balance-v0", "env_options": {"action_repeat": 4}, "epochs": 30, "train_m.steps": 60,
-        "train_c.batch": 64, "train_c.steps": 40, "train_c.loss.gamma": 0.97, "evaluation.every": 10})
+    """DeepMind Control from proprioception, at the size of a laptop: its steps are short, so an
+    action is held for four."""
+    return control().change(
+        {
+            "env": "dm_control/cartpole-balance-v0", "env_options": {"action_repeat": 4},
+            "epochs": 30, "train_m.steps": 60, "train_c.batch": 64, "train_c.steps": 40,
+            "train_c.loss.gamma": 0.97, "evaluation.every": 10
+        }
+    )
 
 
 def craftax_small() -> Config:
     "Craftax, symbolic, at the size of a laptop."
-    return small().change({
-        "env": "simulus/Craftax-Symbolic-v1", "env_options": {"scale": 2.0}, "epochs": 80, "tokenizer.grid_patch": 3,
-        "collect.steps": 200, "train_m.batch": 12, "train_m.steps": 40, "train_c.batch": 32, "train_c.steps": 20,
-        "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.01, "evaluation.episodes": 20, "evaluation.every": 0})
+    return small().change(
+        {
+            "env": "simulus/Craftax-Symbolic-v1", "env_options": {"scale": 2.0}, "epochs": 80,
+            "tokenizer.grid_patch": 3, "collect.steps": 200, "train_m.batch": 12,
+            "train_m.steps": 40, "train_c.batch": 32, "train_c.steps": 20,
+            "train_c.loss.gamma": 0.97, "train_c.loss.entropy": 0.01, "evaluation.episodes": 20,
+            "evaluation.every": 0
+        }
+    )
 
 # %% ../nbs/16_config.ipynb #c028
 def as_published(config: Config, every: int, interim: int) -> Config:
-    "`config` with what all published runs share; interim evaluations of `interim` episodes, each `every` epochs."
+    """`config` with what all published runs share; interim evaluations of `interim` episodes, each
+    `every` epochs."""
     return replace(
         config, precision="float32",
         train_v=replace(config.train_v, weight_decay=0.01),
@@ -366,11 +488,22 @@ def rem() -> Config:
 
 # %% ../nbs/16_config.ipynb #c030
 def atari_smoke() -> Config:
-    "The Atari code path at toy size: every stage once or twice, less than a minute on a CPU. It learns nothing."
+    """The Atari code path at toy size: every stage once or twice, less than a minute on a CPU.
+
+    It learns nothing."""
     return Config(
-        env="ALE/Pong-v5", epochs=3, learn_on=1, save_every=1,
-        tokenizer=TokenizerConfig(image=VQVAEConfig(image_size=64, channels=8, stages=4, code_dim=32, vocab=64, perceptual="none")),
-        world_model=WorldModelConfig(retnet=RetNetConfig(width=32, heads=2, layers=2, windows=(4.0, 16.0))),
+        env="ALE/Pong-v5",
+        epochs=3,
+        learn_on=1,
+        save_every=1,
+        tokenizer=TokenizerConfig(
+            image=VQVAEConfig(
+                image_size=64, channels=8, stages=4, code_dim=32, vocab=64, perceptual="none"
+            )
+        ),
+        world_model=WorldModelConfig(
+            retnet=RetNetConfig(width=32, heads=2, layers=2, windows=(4.0, 16.0))
+        ),
         controller=ControllerConfig(width=64, channels=(16, 8), embedding=16),
         collect=CollectConfig(steps=150, capacity=1_000),
         train_v=VTraining(batch=16, steps=10, start=0),
@@ -380,10 +513,22 @@ def atari_smoke() -> Config:
     )
 
 # %% ../nbs/16_config.ipynb #c031
-PRESETS = {"catch": catch, "small": small, "minigrid": minigrid, "minatar": minatar, "control": control, "dmc-small": dmc_small, "craftax-small": craftax_small,
-           "atari100k": atari100k, "rem": rem, "dmc": dmc, "craftax": craftax, "atari-smoke": atari_smoke}
-FAMILIES = {"ALE/": "atari100k", "simulus/Catch": "catch", "simulus/Craftax": "craftax-small", "MiniGrid-": "minigrid", "BabyAI-": "minigrid",
-            "MinAtar/": "minatar", "dm_control/": "dmc-small", "Pendulum-": "control"}          # how an id begins: the preset made for such worlds
+PRESETS = {
+    "catch": catch, "small": small, "minigrid": minigrid, "minatar": minatar, "control": control,
+    "dmc-small": dmc_small, "craftax-small": craftax_small, "atari100k": atari100k, "rem": rem,
+    "dmc": dmc, "craftax": craftax, "atari-smoke": atari_smoke
+}
+FAMILIES = {
+    "ALE/": "atari100k",
+    "simulus/Catch": "catch",
+    "simulus/Craftax": "craftax-small",
+    "MiniGrid-": "minigrid",
+    "BabyAI-": "minigrid",
+    # how an id begins: the preset made for such worlds
+    "MinAtar/": "minatar",
+    "dm_control/": "dmc-small",
+    "Pendulum-": "control",
+}
 
 def preset(name: str) -> Config:
     "The configuration called `name`."
@@ -399,11 +544,20 @@ def preset_for(env: str) -> str:
 # %% ../nbs/16_config.ipynb #c039
 def cost(
     c: Config,
-) -> dict[str, float]:      # env_steps; v, m, c: updates; v_reuse, m_reuse, c_dreamed: per environment step
-    "What a run amounts to, before it is started: Eqs. (16.1) to (16.4). V learns only where there are images."
+) -> dict[str, float]:      # env_steps; v, m, c: updates; v_reuse, m_reuse, c_dreamed: per
+                            # environment step
+    """What a run amounts to, before it is started: Eqs. (16.1) to (16.4).
+
+    V learns only where there are images."""
     n, v, m, d = c.collect.num_envs, c.train_v, c.train_m, c.train_c
     S = c.collecting * n * -(-c.collect.steps // n)                                     # Eq. (16.1)
-    updates = {k: t.steps * max(0, c.epochs - t.start) for k, t in dict(v=v, m=m, c=d).items()}     # Eq. (16.2)
-    return {"env_steps": S, **updates,
-            "v_reuse": updates["v"] * v.batch / S, "m_reuse": updates["m"] * m.batch * m.segment / S,  # Eq. (16.3)
-            "c_dreamed": updates["c"] * d.batch * (d.horizon - 1) / S}                  # Eq. (16.4)
+    # Eq. (16.2)
+    updates = {k: t.steps * max(0, c.epochs - t.start) for k, t in dict(v=v, m=m, c=d).items()}
+    return {
+        "env_steps": S,
+        **updates,
+        # Eq. (16.3)
+        "v_reuse": updates["v"] * v.batch / S,
+        "m_reuse": updates["m"] * m.batch * m.segment / S,
+        "c_dreamed": updates["c"] * d.batch * (d.horizon - 1) / S,
+    }  # Eq. (16.4)

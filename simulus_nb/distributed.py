@@ -32,23 +32,40 @@ def rank() -> int:
 
 def join() -> None:
     "Become one of the processes that `torchrun` has started; nothing without it."
-    if processes() == 1 and {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=3))   # an evaluation takes its time
+    if (
+        processes() == 1
+        and {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+        and int(os.environ["WORLD_SIZE"]) > 1
+    ):
+        # an evaluation takes its time
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            timeout=timedelta(hours=3)
+        )
 
 def leave() -> None:
     "Part from the others at the end of a program."
-    if processes() > 1: dist.destroy_process_group()
+    if processes() > 1:
+        dist.destroy_process_group()
 
 # %% ../nbs/33_scaling_out.ipynb #c007
 def place(device: torch.device) -> torch.device:
     "The device of this process: of several GPUs the one with its number on this machine."
-    if processes() == 1: return device
+    if processes() == 1:
+        return device
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"several processes can share a run on CUDA devices and on CPUs, not on {device.type}: use --device cpu, or start without torchrun")
-    if device.type == "cpu": return device
+        raise UserError(
+            f"several processes can share a run on CUDA devices and on CPUs, not on {device.type}: "
+            "use --device cpu, or start without torchrun"
+        )
+    if device.type == "cpu":
+        return device
     local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= there:
-        raise UserError(f"torchrun started more processes than this machine has GPUs: use --nproc_per_node={there}")
+        raise UserError(
+            "torchrun started more processes than this machine has GPUs: "
+            f"use --nproc_per_node={there}"
+        )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
@@ -57,27 +74,32 @@ def mine(
     batch: dict[str, Tensor],       # {name: (B, ...)}, the same in every process
 ) -> dict[str, Tensor]:             # {name: (B / W, ...)}
     "This process's rows of a batch: Eq. (33.1)."
-    return {k: x.chunk(processes())[rank()] for k, x in batch.items()} if processes() > 1 else batch     # Eq. (33.1)
+    # Eq. (33.1)
+    return {k: x.chunk(processes())[rank()] for k, x in batch.items()} if processes() > 1 else batch
 
 def everyone(
     x: Tensor,                      # (n, ...), n the same in every process
 ) -> Tensor:                        # (W n, ...)
     "The rows of all processes in the order of the whole batch; no gradient."
-    if processes() == 1: return x
+    if processes() == 1:
+        return x
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(processes())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
 
 def mean_of_all(x: Tensor) -> Tensor:
     "The mean of a tensor over all processes, no gradient: what stands below the bar of Eq. (33.4)."
-    if processes() == 1: return x
+    if processes() == 1:
+        return x
     x = x.detach().clone()
     dist.all_reduce(x)
     return x / processes()                                      # Eq. (33.4)
 
 # %% ../nbs/33_scaling_out.ipynb #c020
 class LossOf(nn.Module):
-    "A module whose forward pass is the loss of a part of the agent, as DDP wants it. It owns that part's weights, not its buffers: these need no messages."
+    """A module whose forward pass is the loss of a part of the agent, as DDP wants it.
+
+    It owns that part's weights, not its buffers: these need no messages."""
 
     def __init__(self, part: nn.Module, loss: Callable):
         super().__init__()
@@ -93,20 +115,26 @@ def parallel(
     idle: bool = False,             # may some parameters have no part in the loss?
 ) -> Callable:                      # the same
     "`loss`; its backward pass leaves in every process the mean gradient of all, Eq. (33.2)."
-    if processes() == 1: return loss
+    if processes() == 1:
+        return loss
     return DistributedDataParallel(LossOf(part, loss), find_unused_parameters=idle)     # Eq. (33.2)
 
 def mean_metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     "Scalars of this process to those of the whole batch, in one message."
-    if processes() == 1: return metrics
-    return dict(zip(metrics, mean_of_all(torch.stack([x.float() for x in metrics.values()])).unbind()))
+    if processes() == 1:
+        return metrics
+    return dict(
+        zip(metrics, mean_of_all(torch.stack([x.float() for x in metrics.values()])).unbind())
+    )
 
 # %% ../nbs/33_scaling_out.ipynb #c027
 def from_first(
     work: Callable[[], Any],        # its result, or its exception, must be picklable
 ) -> Any:
-    "`work()`, done by the first process alone; all others wait, and get the same result or exception."
-    if processes() == 1: return work()
+    """`work()`, done by the first process alone; all others wait, and get the same result or
+    exception."""
+    if processes() == 1:
+        return work()
     box: list = [None, None]
     if rank() == 0:
         try:
@@ -123,7 +151,8 @@ def from_first(
 
 def any_of(flag: bool) -> bool:
     "Whether it is true in any process."
-    if processes() == 1: return flag
+    if processes() == 1:
+        return flag
     x = torch.tensor(float(flag))
     dist.all_reduce(x)
     return bool(x)
@@ -134,8 +163,10 @@ def in_parts(
 ) -> Tensor:                                # (n, ...)
     "`work(rows)`, each process a part, everybody the whole."
     W, n = processes(), len(rows)
-    if W == 1 or n == 0: return work(rows)
-    padded = rows[torch.arange(-(-n // W) * W, device=rows.device) % n]         # the first rows once more, until there are equal parts
+    if W == 1 or n == 0:
+        return work(rows)
+    # the first rows once more, until there are equal parts
+    padded = rows[torch.arange(-(-n // W) * W, device=rows.device) % n]
     return everyone(work(padded.chunk(W)[rank()]))[:n]
 
 # %% ../nbs/33_scaling_out.ipynb #c030
@@ -144,19 +175,26 @@ def own_noise(
     generator: torch.Generator | None,      # of the run, in the same state everywhere
     device: torch.device,
 ) -> Iterator[torch.Generator | None]:
-    "Inside, random numbers are this process's own, PyTorch's and those of the generator given out; afterwards all go on from one state."
+    """Inside, random numbers are this process's own, PyTorch's and those of the generator given
+    out; afterwards all go on from one state."""
     if processes() == 1:
         yield generator
         return
-    seed = int(torch.randint(2**62, ())) ^ rank()               # from the CPU's stream, which is the same everywhere
+    # from the CPU's stream, which is the same everywhere
+    seed = int(torch.randint(2**62, ())) ^ rank()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield torch.Generator(device).manual_seed(seed ^ 2**31)     # not the same numbers twice
 
 def share_random(generator: torch.Generator) -> None:
     "Put PyTorch's generators and this one into the state that they have in the first process."
-    if processes() == 1: return
-    cuda = [torch.cuda.default_generators[generator.device.index]] if generator.device.type == "cuda" else []
+    if processes() == 1:
+        return
+    cuda = (
+        [torch.cuda.default_generators[generator.device.index]]
+        if generator.device.type == "cuda"
+        else []
+    )
     ours = [torch.default_generator, generator, *cuda]
     for g, state in zip(ours, from_first(lambda: [g.get_state() for g in ours])):
         g.set_state(state)
@@ -168,11 +206,16 @@ class LostError(UserError):
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    "Around work that several processes share: what libraries say when one of them dies becomes a `LostError`."
+    """Around work that several processes share: what libraries say when one of them dies becomes a
+    `LostError`."""
     try:
         yield
     except RuntimeError as e:
-        if processes() == 1 or not (isinstance(e, dist.DistError) or re.search("gloo|nccl|connection (closed|reset)", str(e), re.I)): raise
+        if processes() == 1 or not (
+            isinstance(e, dist.DistError)
+            or re.search("gloo|nccl|connection (closed|reset)", str(e), re.I)
+        ):
+            raise
         lost = LostError("another process of this job has ended")
         with contextlib.suppress(Exception):                    # the store may be gone as well
             lost.told = dist.distributed_c10d._get_default_store().add("lost", 1) > 1

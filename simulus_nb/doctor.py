@@ -42,7 +42,9 @@ from .imagination import Dream, dream_step, imagine
 from .perceptual import VGG_URL, PerceptualLoss
 from .replay import Segment, obs_dtype, row_bytes
 from .spaces import ActionSpec, ObsSpec, UserError
-from .trainer import Learner, Stages, as_graphs, infer_specs, make_agent, pick_device, update
+from simulus_nb.trainer import (
+    Learner, Stages, as_graphs, infer_specs, make_agent, pick_device, update
+)
 
 # %% ../nbs/35_doctor.ipynb #c005
 def storages(tree: object) -> list[torch.UntypedStorage]:
@@ -60,7 +62,8 @@ class Tally(TorchDispatchMode):
         self.known = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.prim.device.default: return args[0].fake_device    # asked often
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device  # asked often
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         count = flop_registry.get(func._overloadpacket)
@@ -68,7 +71,8 @@ class Tally(TorchDispatchMode):
         given = {storage._cdata for storage in storages((args, kwargs))}
         made = [s for s in storages(out) if s._cdata not in given and s not in self.known]
         self.calls += bool(made)                                # a view launches nothing
-        for storage in made: self.hold(storage)
+        for storage in made:
+            self.hold(storage)
         return out
 
     def hold(self, storage: torch.UntypedStorage) -> None:
@@ -268,9 +272,11 @@ def stored_seconds(
             config = config.change({"precision": precision})
         each, theirs = dict(found["seconds"]), flat(Config.from_json(found["config"]))
         count = {name: n for name, n in run_counts(config).items() if pictures or name[-1] != "V"}
-        if pictures is False and "V" in each: raise KeyError("a world without pictures")
+        if pictures is False and "V" in each:
+            raise KeyError("a world without pictures")
         seconds = run_seconds(count, each)                      # Eq. (30.1)
-        if not 0 < seconds < math.inf or min(each.values()) < 0: raise ValueError("no durations")
+        if not 0 < seconds < math.inf or min(each.values()) < 0:
+            raise ValueError("no durations")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"--bench {path} tells nothing of this run ({type(e).__name__}: {e}): "
                         "make it with simulus-nb bench --json") from None
@@ -529,7 +535,8 @@ class Visit:
         "Where tensors will live, and in which precision."
         self.device = pick_device(self.config.device)
         self.precision = pick_precision(self.config.precision, self.device)
-        if self.config.graphs: as_graphs({}, self.device, None)     # complains where there are none
+        if self.config.graphs:
+            as_graphs({}, self.device, None)  # complains where there are none
         return Finding("device", f"{self.device}, products in {self.precision}")
 
     def see_world(self) -> Finding:
@@ -584,17 +591,24 @@ def report_text(found: dict) -> str:
     return "\n".join([*lines, f"{'verdict':<12}{verdict}"])
 
 # %% ../nbs/35_doctor.ipynb #c026co2
-PARTS = {"V": ("tokenizer", "--train-v.batch", "--tokenizer.image.channels"),       # who has it, what an update
-         "M": ("world_model", "--train-m.batch", "--world-model.retnet.width"),     # of it costs, what it is
+# who has it, what an update
+PARTS = {"V": ("tokenizer", "--train-v.batch", "--tokenizer.image.channels"),
+         # of it costs, what it is
+         "M": ("world_model", "--train-m.batch", "--world-model.retnet.width"),
          "C": ("controller", "--train-c.batch", "--controller.width")}
 
-def memory_shares(config: Config, obs_spec: ObsSpec, action_spec: ActionSpec, precision: str = "float32") -> dict[str, int]:
+def memory_shares(
+    config: Config, obs_spec: ObsSpec, action_spec: ActionSpec, precision: str = "float32"
+) -> dict[str, int]:
     "{a setting and its value: bytes that go with it}, the largest first."
     parts, _ = needs(config, obs_spec, action_spec, precision)
     with shapes_only():
         agent, given = make_agent(config, obs_spec, action_spec), flat(config)
     row = row_bytes(obs_spec, action_spec.count, agent.tokenizer.layout.S)
-    found = {"--collect.capacity": config.collect.capacity * row, "--collect.num-envs": parts["play"].bytes}
+    found = {
+        "--collect.capacity": config.collect.capacity * row,
+        "--collect.num-envs": parts["play"].bytes
+    }
     for name, (owner, batch, width) in PARTS.items():
         found[batch] = parts[name].bytes if name in parts else 0
         found[width] = 16 * sum(p.numel() for p in getattr(agent, owner).parameters())
@@ -610,20 +624,32 @@ def size_text(size: float) -> str:
     return f"{size:,.0f} PiB"
 
 # %% ../nbs/35_doctor.ipynb #c026co3
-DOING = {"": "the run was being built", "env": "playing", "v": "V learnt", "tokens": "V made tokens", "m": "M learnt", "c": "C learnt", "evaluation": "the agent was evaluated"}
+DOING = {
+    "": "the run was being built", "env": "playing", "v": "V learnt", "tokens": "V made tokens",
+    "m": "M learnt", "c": "C learnt", "evaluation": "the agent was evaluated"
+}
 
 def too_large(
     config: Config,
-    stage: str = "",                # of the epoch, or the command, where it happened; "" while the run was being built
+    stage: str = "",                # of the epoch, or the command, where it happened; "" while the
+                                    # run was being built
 ) -> str:
-    "What to say when memory has run out: where, and the three settings that cost most, on one line."
+    """What to say when memory has run out: where, and the three settings that cost most, on one
+    line."""
     try:
         device = pick_device(config.device)
-        precision = "bfloat16" if pick_precision(config.precision, device) == "bfloat16" else "float32"
+        precision = (
+            "bfloat16" if pick_precision(config.precision, device) == "bfloat16" else "float32"
+        )
         shares = memory_shares(config, *infer_specs(config), precision)
-        most = ", ".join(f"{name} needs {size_text(size)}" for name, size in list(shares.items())[:3])
+        most = ", ".join(
+            f"{name} needs {size_text(size)}" for name, size in list(shares.items())[:3]
+        )
         where = f"{device} ({gibibytes(device_memory(device))})"
     except Exception:               # no room for the count either
         most, where = "--collect.capacity, --train-m.batch and --train-v.batch", config.device
     when = DOING.get(stage, f"{stage} was at work")
-    return f"out of memory on {where} while {when}: most of it goes to these settings, so make one smaller: {most}"
+    return (
+        f"out of memory on {where} while {when}: most of it goes to these settings, "
+        f"so make one smaller: {most}"
+    )

@@ -46,7 +46,8 @@ def token_accuracy(
     prediction: Prediction,           # logits (B, P, ...)
     z: Tensor,                        # (B, P, S) what came
 ) -> Tensor:                          # (B, P) in [0, 1]
-    "Share of symbols that a draw from the prediction gets right, on average over draws: Eq. (19.6)."
+    """Share of symbols that a draw from the prediction gets right, on average over draws: Eq.
+    (19.6)."""
     p = []
     for key, target in layout.split(z).items():                                 # (B, P, K_i, C_i)
         p.append(prediction.obs[key].softmax(-1).gather(-1, target[..., None]).flatten(-3))
@@ -67,20 +68,23 @@ def difference(
 # %% ../nbs/19_dream.ipynb #c015
 @dataclass
 class OpenLoop:
-    "Real windows, and what M dreamt instead after their first `context` observations. P = T - context."
+    """Real windows, and what M dreamt instead after their first `context` observations.
+
+    P = T - context."""
     spec: ObsSpec
     context: int                      # c: observations given to M
     mask: Tensor                      # (B, T) bool rows of the episode
     z: Tensor                         # (B, T, S) real tokens
-    dream: Tensor                     # (B, T, S) the dream: real up to c, then drawn from its own past
-    forced: Tensor                    # (B, T, S) teacher-forced: real up to c, then each drawn from the real past
-    reward: Tensor                    # (B, P) dreamt reward of the step that led to observation c + 1, ..., T
+    dream: Tensor               # (B, T, S) the dream: real up to c, then drawn from its own past
+    forced: Tensor      # (B, T, S) teacher-forced: real up to c, then each drawn from the real past
+    reward: Tensor          # (B, P) dreamt reward of the step that led to observation c + 1, ..., T
     done: Tensor                      # (B, P) dreamt probability that it ended the episode
     real_reward: Tensor               # (B, P)
     real_done: Tensor                 # (B, P) bool
     accuracy: Tensor                  # (B, P) Eq. (19.6) of the dream
     forced_accuracy: Tensor           # (B, P) Eq. (19.6) teacher-forced
-    obs: dict[str, dict[str, Tensor]] # "real" (V's reconstruction), "dream", "forced" -> {key: (B, T, *shape)}
+    obs: dict[str, dict[str, Tensor]]  # "real" (V's reconstruction), "dream", "forced" -> {key: (B,
+                                       # T, *shape)}
 
     @property
     def counts(self) -> Tensor:
@@ -88,9 +92,13 @@ class OpenLoop:
         return self.mask[:, self.context - 1:-1] & self.mask[:, self.context:]
 
     def error(self, which: str = "dream") -> dict[str, Tensor]:
-        'Distance of the "dream" or "forced" observations to the real ones, both seen through V, by modality (B, P): Eq. (19.7).'
-        apart = {m.key: difference(m, self.obs[which][m.key], self.obs["real"][m.key]) for m in self.spec.modalities}
-        return {k: x[:, self.context:].flatten(2).mean(-1) for k, x in apart.items()}           # Eq. (19.7)
+        """Distance of the "dream" or "forced" observations to the real ones, both seen through V,
+        by modality (B, P): Eq. (19.7)."""
+        apart = {
+            m.key: difference(m, self.obs[which][m.key], self.obs["real"][m.key])
+            for m in self.spec.modalities
+        }
+        return {k: x[:, self.context:].flatten(2).mean(-1) for k, x in apart.items()}   # Eq. (19.7)
 
     def mean(self, x: Tensor) -> Tensor:
         "Average of x (B, P) over the rows that count, step by step: (P,)."
@@ -98,68 +106,102 @@ class OpenLoop:
 
     def drift(self) -> Tensor:
         "Accuracy lost to standing on one's own past, (P,): Eq. (19.8)."
-        return self.mean(self.forced_accuracy) - self.mean(self.accuracy)                       # Eq. (19.8)
+        return self.mean(self.forced_accuracy) - self.mean(self.accuracy)               # Eq. (19.8)
 
     def first(self, n: int) -> "OpenLoop":
         "The first n windows alone."
         tensors = {k: x[:n] for k, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **tensors, obs={name: {k: x[:n] for k, x in o.items()} for name, o in self.obs.items()})
+        return replace(
+            self, **tensors,
+            obs={name: {k: x[:n] for k, x in o.items()} for name, o in self.obs.items()}
+        )
 
 # %% ../nbs/19_dream.ipynb #c016
 def _step(prediction: Prediction, p: int) -> Prediction:
     "The p-th of P predictions."
     now = slice(p, p + 1)
-    return Prediction({k: x[:, now] for k, x in prediction.obs.items()}, prediction.reward[:, now], prediction.done[:, now])
+    return Prediction(
+        {k: x[:, now] for k, x in prediction.obs.items()}, prediction.reward[:, now],
+        prediction.done[:, now]
+    )
 
 def _decode(agent: Agent, z: Tensor) -> dict[str, Tensor]:
     "What V makes of tokens (B, T, S), a few windows at a time: pictures take memory."
     parts = [agent.tokenizer.decode(few) for few in z.split(4)]
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
+# %% ../nbs/19_dream.ipynb #c016p1
 @torch.no_grad()
 def open_loop(
     agent: Agent,                                 # in evaluation mode; C is not asked
     segment: Segment,                             # real windows (B, T)
     context: int,                                 # c: observations that M may see, 1 <= c < T
-    generator: torch.Generator | None = None,     # on the agent's device; None: a new one with seed 0
+    generator: torch.Generator | None = None,   # on the agent's device; None: a new one with seed 0
 ) -> OpenLoop:
-    "Dream on from the first c observations with the real actions, Eq. (19.4), beside M's answers to the real past, Eq. (19.3)."
+    """Dream on from the first c observations with the real actions, Eq. (19.4), beside M's answers
+    to the real past, Eq. (19.3)."""
     z, action, mask, T = segment.z, segment.action, segment.mask, segment.z.shape[1]
     if not 1 <= context < T:
-        raise UserError(f"a dream needs 1 <= context < {T}, the length of the segment; got {context}")
+        raise UserError(
+            f"a dream needs 1 <= context < {T}, the length of the segment; got {context}"
+        )
     M, layout, past = agent.world_model, agent.tokenizer.layout, slice(0, context - 1)
     generator = generator or torch.Generator(device=z.device).manual_seed(0)
-    answers, _ = M(z[:, :-1], action[:, :-1], None, mask[:, :-1], context)                      # Eq. (19.3), all at once
+    # Eq. (19.3), all at once
+    answers, _ = M(z[:, :-1], action[:, :-1], None, mask[:, :-1], context)
     memory = M.remember(z[:, past], action[:, past], mask[:, past]) if context > 1 else None
     now, steps = z[:, context - 1], []
     for p, t in enumerate(range(context - 1, T - 1)):
-        prediction, memory = M(now[:, None], action[:, t:t + 1], memory, mask[:, t:t + 1])      # Eq. (19.4): τ̂_t
+        # Eq. (19.4): τ̂_t
+        prediction, memory = M(now[:, None], action[:, t:t + 1], memory, mask[:, t:t + 1])
         dice = generator.get_state()
         forced = sample_observation(layout, _step(answers, p), generator)
-        generator.set_state(dice)                                                               # the same dice for both
-        drawn = sample_observation(layout, prediction, generator)                               # Eq. (19.4)
-        steps.append((drawn, forced, M.reward.decode(prediction.reward), prediction.done.float().sigmoid(),
-                      token_accuracy(layout, prediction, z[:, t + 1:t + 2])))
+        generator.set_state(dice)                                           # the same dice for both
+        drawn = sample_observation(layout, prediction, generator)                       # Eq. (19.4)
+        steps.append(
+            (
+                drawn, forced, M.reward.decode(prediction.reward),
+                prediction.done.float().sigmoid(),
+                token_accuracy(layout, prediction, z[:, t + 1 : t + 2])
+            )
+        )
         now = drawn[:, 0]
     drawn, forced, reward, done, accuracy = (torch.cat(x, 1) for x in zip(*steps))
     dream, forced = (torch.cat([z[:, :context], x], 1) for x in (drawn, forced))
     moves = slice(context - 1, -1)
-    return OpenLoop(agent.tokenizer.obs_spec, context, mask, z, dream, forced, reward, done, segment.reward[:, moves], segment.done[:, moves],
-                    accuracy, token_accuracy(layout, answers, z[:, context:]),
-                    {name: _decode(agent, x) for name, x in (("real", z), ("dream", dream), ("forced", forced))})       # Eq. (19.2)
+    return OpenLoop(
+        agent.tokenizer.obs_spec,
+        context,
+        mask,
+        z,
+        dream,
+        forced,
+        reward,
+        done,
+        segment.reward[:, moves],
+        segment.done[:, moves],
+        accuracy,
+        token_accuracy(layout, answers, z[:, context:]),
+        # Eq. (19.2)
+        {
+            name: _decode(agent, x)
+            for name, x in (("real", z), ("dream", dream), ("forced", forced))
+        },
+    )
 
 # %% ../nbs/19_dream.ipynb #c021
 def whole_windows(
     replay: ReplayBuffer,
-    count: int,                                   # windows wanted; fewer where there are not so many
-    length: int,                                  # rows of a window; fewer where episodes are shorter
+    count: int,                                 # windows wanted; fewer where there are not so many
+    length: int,                                # rows of a window; fewer where episodes are shorter
     generator: torch.Generator | None = None,     # on the replay's device
 ) -> Segment:
     "Different random windows, complete ones first; padding that all of them share is cut off."
     drawn = replay.segments(64 * count, length, generator=generator)
-    begin = drawn.mask.int().argmax(1, keepdim=True)                            # the first row of the episode in each
-    drawn = replay.beginning(drawn.index.gather(1, begin)[:, 0], length)        # no padding in front
-    order, first = drawn.mask.sum(1).argsort(descending=True, stable=True), {}  # the fullest first, else as drawn
+    begin = drawn.mask.int().argmax(1, keepdim=True)        # the first row of the episode in each
+    drawn = replay.beginning(drawn.index.gather(1, begin)[:, 0], length)    # no padding in front
+    # the fullest first, else as drawn
+    order, first = drawn.mask.sum(1).argsort(descending=True, stable=True), {}
     for i, begin in zip(order.tolist(), drawn.index[order, 0].tolist()):
         first.setdefault(begin, i)                                              # each window once
     chosen = list(first.values())[:count]
@@ -167,35 +209,57 @@ def whole_windows(
     return Segment(*(x[chosen, :T] for x in vars(drawn).values()))
 
 # %% ../nbs/19_dream.ipynb #c028
-CONTEXT, IMAGINED = (60, 120, 200), (240, 130, 30)             # border colours: really happened, made up
-MOST = 8                                                       # modalities in a picture; an observation may have hundreds
+CONTEXT, IMAGINED = (60, 120, 200), (240, 130, 30)      # border colours: really happened, made up
+MOST = 8                                # modalities in a picture; an observation may have hundreds
 
 def error_curves(
     loop: OpenLoop,
-    real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations: `replay.gather_obs(segment.index)`
-) -> dict[str, dict[str, Tensor]]:    # {modality: {"V" | "dream" | "forced": (B, T)}}, NaN where there is no row
-    "Distances to what really happened, of V's reconstruction, the dream and the teacher-forced answers: Eq. (19.9a)."
+    real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations:
+                                      # `replay.gather_obs(segment.index)`
+) -> dict[str, dict[str, Tensor]]:    # {modality: {"V" | "dream" | "forced": (B, T)}}, NaN where
+                                      # there is no row
+    """Distances to what really happened, of V's reconstruction, the dream and the teacher-forced
+    answers: Eq. (19.9a)."""
     def apart(m: Modality, which: str) -> Tensor:
-        x = difference(m, loop.obs[which][m.key], real[m.key]).flatten(2).mean(-1)              # Eq. (19.9a)
+        x = difference(m, loop.obs[which][m.key], real[m.key]).flatten(2).mean(-1)  # Eq. (19.9a)
         return x.masked_fill(~loop.mask, torch.nan)
-    return {m.key: {name: apart(m, which) for name, which in (("V", "real"), ("dream", "dream"), ("forced", "forced"))} for m in loop.spec.modalities}
+    return {
+        m.key: {
+            name: apart(m, which)
+            for name, which in (("V", "real"), ("dream", "dream"), ("forced", "forced"))
+        }
+        for m in loop.spec.modalities
+    }
 
 def error_figure(
     loop: OpenLoop,
     real: dict[str, Tensor],          # as above
 ) -> Figure:
-    "The curves of `error_curves`, a panel for each modality (the first `MOST`): mean over windows, and a band that holds the middle half of the dreams."
+    """The curves of `error_curves`, a panel for each modality (the first `MOST`): mean over
+    windows, and a band that holds the middle half of the dreams."""
     curves, c = dict(list(error_curves(loop, real).items())[:MOST]), loop.context
     fig = Figure(figsize=(0.8 + 4.2 * len(curves), 2.8), layout="constrained")
     for ax, (key, lines) in zip(np.atleast_1d(fig.subplots(1, len(curves))), curves.items()):
         t = np.arange(1, len(lines["V"][0]) + 1)
         low, high = (torch.nanquantile(lines["dream"].cpu(), q, 0) for q in (0.25, 0.75))
-        ax.fill_between(t[c - 1:], low[c - 1:], high[c - 1:], color=np.array(IMAGINED) / 255, alpha=0.2, lw=0)
-        for name, label, colour, style, begin in (("dream", "dream", IMAGINED, "o-", c - 1), ("forced", "teacher-forced", IMAGINED, "o--", c - 1), ("V", "V's reconstruction", CONTEXT, "o-", 0)):
-            ax.plot(t[begin:], lines[name].nanmean(0).cpu()[begin:], style, color=np.array(colour) / 255, ms=3.5, label=label)
+        ax.fill_between(
+            t[c - 1 :], low[c - 1 :], high[c - 1 :], color=np.array(IMAGINED) / 255, alpha=0.2, lw=0
+        )
+        for name, label, colour, style, begin in (
+            ("dream", "dream", IMAGINED, "o-", c - 1),
+            ("forced", "teacher-forced", IMAGINED, "o--", c - 1),
+            ("V", "V's reconstruction", CONTEXT, "o-", 0)
+        ):
+            ax.plot(
+                t[begin:], lines[name].nanmean(0).cpu()[begin:], style,
+                color=np.array(colour) / 255, ms=3.5, label=label
+            )
         ax.axvspan(t[0] - 0.5, c + 0.5, color=np.array(CONTEXT) / 255, alpha=0.1, lw=0)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set(title=key, xlabel="observation (shaded: given)", ylabel="distance to what happened", ylim=(0, None), xlim=(0.5, t[-1] + 0.5))
+        ax.set(
+            title=key, xlabel="observation (shaded: given)", ylabel="distance to what happened",
+            ylim=(0, None), xlim=(0.5, t[-1] + 0.5)
+        )
         ax.spines[["top", "right"]].set_visible(False)
     fig.axes[0].legend(frameon=False, fontsize=8)
     return fig
@@ -212,7 +276,9 @@ def _bars(
     side: int,              # pixels
 ) -> np.ndarray:            # (side, side, 3) uint8
     "Numbers as bars that grow from the middle line."
-    column, level = np.arange(side) * len(values) // side, 1 - (2 * np.arange(side)[:, None] + 1) / side
+    column, level = (
+        np.arange(side) * len(values) // side, 1 - (2 * np.arange(side)[:, None] + 1) / side
+    )
     v, out = values[column], np.full((side, side, 3), PAPER, np.uint8)
     out[(np.sign(level) == np.sign(v)) & (np.abs(level) <= np.abs(v))] = BAR
     out[np.abs(level - marks[column]) < 2 / side] = INK
@@ -239,20 +305,27 @@ def picture(
     side: int = 96,         # about the pixels of the longer side
     span: float = 1.0,      # vectors: largest |symlog| that fits
 ) -> np.ndarray:            # (height, width, 3) uint8
-    "One modality in its own way: pixels, bars with a tick at the real value, coloured cells, or numbers."
+    """One modality in its own way: pixels, bars with a tick at the real value, coloured cells, or
+    numbers."""
     if m.kind == "vector":
-        return _bars(*(np.clip(symlog(torch.from_numpy(v)).numpy() / span, -1, 1) for v in (x, real)), side)
+        return _bars(
+            *(np.clip(symlog(torch.from_numpy(v)).numpy() / span, -1, 1) for v in (x, real)), side
+        )
     if m.kind == "categorical":
         return _words(x + m.start, x != real, side)
     if m.kind == "grid":
-        number = np.zeros(x.shape[:-1], np.int64)               # one for each combination of channels
+        number = np.zeros(x.shape[:-1], np.int64)           # one for each combination of channels
         for channel, n in zip(np.moveaxis(x, -1, 0), m.nvec):
             number = (number * n + channel) % 2**40             # of very many, a few share theirs
         light = np.where(x.any(-1), 0.95, 0.25)
-        x = (255 * hsv_to_rgb(np.stack([number * 0.382 % 1, 0.65 - 0.2 * (number % 2), light], -1))).astype(np.uint8)
+        x = (
+            255 * hsv_to_rgb(np.stack([number * 0.382 % 1, 0.65 - 0.2 * (number % 2), light], -1))
+        ).astype(np.uint8)
     return _enlarge(x[..., :3] if x.shape[-1] >= 3 else x[..., :1].repeat(3, -1), side)
 
-def error_picture(m: Modality, x: np.ndarray, real: np.ndarray, side: int = 96, span: float = 1.0) -> np.ndarray:
+def error_picture(
+    m: Modality, x: np.ndarray, real: np.ndarray, side: int = 96, span: float = 1.0
+) -> np.ndarray:
     "Where two observations of a modality differ: dark is equal, bright or a bar is not."
     apart = difference(m, torch.from_numpy(x), torch.from_numpy(real)).numpy()
     if m.kind == "vector":
@@ -264,7 +337,8 @@ def error_picture(m: Modality, x: np.ndarray, real: np.ndarray, side: int = 96, 
     return _enlarge((255 * cells).astype(np.uint8)[..., None].repeat(3, -1), side)
 
 def _enlarge(image: np.ndarray, side: int) -> np.ndarray:
-    "Every pixel becomes a square (nearest neighbour), so that the longer side has about `side` pixels; of a large picture only some are taken."
+    """Every pixel becomes a square (nearest neighbour), so that the longer side has about `side`
+    pixels; of a large picture only some are taken."""
     step = max(1, max(image.shape[:2]) // (2 * side))
     image = image[::step, ::step]
     factor = max(1, round(side / max(image.shape[:2])))
@@ -282,11 +356,18 @@ def _panels(
     out = {}
     for m in loop.spec.modalities[:MOST]:
         a, b, c = (x[m.key][row].cpu().numpy() for x in (real, loop.obs["real"], loop.obs["dream"]))
-        span = max(1e-6, symlog(torch.from_numpy(np.stack([a, b, c])).float()).abs().max().item()) if m.kind == "vector" else 1.0
+        span = (
+            max(1e-6, symlog(torch.from_numpy(np.stack([a, b, c])).float()).abs().max().item())
+            if m.kind == "vector"
+            else 1.0
+        )
         draw = lambda f, x, y: f(m, x[t], y[t], side, span)
-        out[m.key] = {"real": draw(picture, a, a), "seen by V": draw(picture, b, a), "dream": draw(picture, c, b), "|error|": draw(error_picture, c, b)}
+        out[m.key] = {
+            "real": draw(picture, a, a), "seen by V": draw(picture, b, a),
+            "dream": draw(picture, c, b), "|error|": draw(error_picture, c, b)
+        }
         if m.kind in ("categorical", "grid"):
-            del out[m.key]["seen by V"]                        # V takes nothing away from categories
+            del out[m.key]["seen by V"]                     # V takes nothing away from categories
     return out
 
 def _steps(loop: OpenLoop, row: int) -> list[int]:
@@ -294,20 +375,26 @@ def _steps(loop: OpenLoop, row: int) -> list[int]:
     return loop.mask[row].nonzero()[:, 0].tolist() or [0]
 
 def _captions(loop: OpenLoop, row: int, t: int) -> list[str]:
-    "Dreamt reward and chance that the episode ends, real ones in brackets; for given steps only the real ones are known."
+    """Dreamt reward and chance that the episode ends, real ones in brackets; for given steps only
+    the real ones are known."""
     p = t - loop.context
     if p < 0:
         return ["given", ""]
     at = lambda x: round(x[row, p].item(), 2) + 0.0             # + 0: no minus zero
-    return [f"r {at(loop.reward):.2f} ({at(loop.real_reward):g})", f"end {at(loop.done):.2f} ({at(loop.real_done):g})"]
+    return [
+        f"r {at(loop.reward):.2f} ({at(loop.real_reward):g})",
+        f"end {at(loop.done):.2f} ({at(loop.real_done):g})"
+    ]
 
 # %% ../nbs/19_dream.ipynb #c036
 def film_strip(
     loop: OpenLoop,
-    real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations: `replay.gather_obs(segment.index)`
+    real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations:
+                                      # `replay.gather_obs(segment.index)`
     row: int = 0,                     # which window
 ) -> Figure:
-    "One dream as a film: a column for every step, blue frames for what really happened, orange ones for what M made up."
+    """One dream as a film: a column for every step, blue frames for what really happened, orange
+    ones for what M made up."""
     steps = _steps(loop, row)
     columns = [_panels(loop, real, row, t) for t in steps]
     rows = [(key, name) for key, names in columns[0].items() for name in names]
@@ -322,13 +409,15 @@ def film_strip(
             for spine in ax.spines.values():
                 spine.set(edgecolor=np.array(IMAGINED if made_up else CONTEXT) / 255, linewidth=2.5)
             if j == 0:
-                ax.set_ylabel(name if len(loop.spec.modalities) == 1 else f"{key}\n{name}", fontsize=8)
+                ax.set_ylabel(
+                    name if len(loop.spec.modalities) == 1 else f"{key}\n{name}", fontsize=8
+                )
         axes[0, j].set_title(t + 1, fontsize=8)
         axes[-1, j].set_xlabel("\n".join(_captions(loop, row, t)), fontsize=7)
     return fig
 
 # %% ../nbs/19_dream.ipynb #c042me1
-WAIT = 60.0                                                    # seconds that ffmpeg may take for a frame, or for the end
+WAIT = 60.0                             # seconds that ffmpeg may take for a frame, or for the end
 
 class Ffmpeg:
     "The program, fed through a pipe; whatever happens to it is a `UserError`."
@@ -336,10 +425,11 @@ class Ffmpeg:
     def __init__(self, arguments: Sequence[str]):
         self.errors, self.late = tempfile.TemporaryFile(), False
         try:
-            from imageio_ffmpeg import get_ffmpeg_exe           # here: without it everything but films works
-            self.process = subprocess.Popen([get_ffmpeg_exe(), "-y", "-loglevel", "error", *arguments],
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self.errors,
-                start_new_session=True)                         # Ctrl-C is not meant for it
+            from imageio_ffmpeg import get_ffmpeg_exe  # here: without it everything but films works
+            self.process = subprocess.Popen(
+                [get_ffmpeg_exe(), "-y", "-loglevel", "error", *arguments], stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL, stderr=self.errors, start_new_session=True
+            )  # Ctrl-C is not meant for it
         except (ImportError, RuntimeError, OSError) as e:
             raise UserError(f"ffmpeg did not start: {e}") from None
 
@@ -362,7 +452,9 @@ class Ffmpeg:
     def kill(self) -> None:
         "It may be a script that has started the real one: those too, where the system can."
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL) if hasattr(
+                os, "killpg"
+            ) else self.process.kill()
 
     def end(self) -> None:
         "No more frames; wait until the file is written."
@@ -409,8 +501,12 @@ class Film:
         if self.ffmpeg is None:
             self.height, self.width = (n + n % 2 for n in frame.shape[:2])
             size, fps = f"{self.width}x{self.height}", f"{self.fps:g}"
-            self.ffmpeg = Ffmpeg(["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", fps, "-i", "-",
-                                  "-c:v", "libx264", "-pix_fmt", "yuv420p", *self.rate, f"file:{self.path}"])
+            self.ffmpeg = Ffmpeg(
+                [
+                    "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", fps, "-i", "-", "-c:v",
+                    "libx264", "-pix_fmt", "yuv420p", *self.rate, f"file:{self.path}"
+                ]
+            )
         pixels = fitted(frame, self.height, self.width).tobytes()
         self.ffmpeg.ask(lambda: self.ffmpeg.process.stdin.write(pixels))
 
@@ -430,19 +526,39 @@ def _row(panels: list[np.ndarray], colours: Sequence) -> np.ndarray:
     framed = [np.pad(fitted(x, height, width, 255), ((6, 6), (6, 6), (0, 0))) for x in panels]
     for x, colour in zip(framed, colours):
         x[:6] = x[-6:] = x[:, :6] = x[:, -6:] = colour
-    return np.concatenate([np.pad(x, ((4, 4), (4, 4), (0, 0)), constant_values=255) for x in framed], 1)
+    return np.concatenate(
+        [np.pad(x, ((4, 4), (4, 4), (0, 0)), constant_values=255) for x in framed], 1
+    )
 
-def _video_frame(loop: OpenLoop, real: dict[str, Tensor], row: int, t: int, title: str, side: int = 160) -> np.ndarray:
-    "Real, dream and error side by side under a line of text; a multiple of 16 pixels high and wide, as H.264 likes it."
+def _video_frame(
+    loop: OpenLoop, real: dict[str, Tensor], row: int, t: int, title: str, side: int = 160
+) -> np.ndarray:
+    """Real, dream and error side by side under a line of text; a multiple of 16 pixels high and
+    wide, as H.264 likes it."""
     made_up, names = t >= loop.context, ("real", "dream", "|error|")
     colours = (CONTEXT, *[IMAGINED if made_up else CONTEXT] * 2)
-    lines = [_row([panels[name] for name in names], colours) for panels in _panels(loop, real, row, t, side).values()]
+    lines = [
+        _row([panels[name] for name in names], colours)
+        for panels in _panels(loop, real, row, t, side).values()
+    ]
     height, width = sum(len(x) for x in lines) + 62, max(x.shape[1] for x in lines)
-    canvas, font = Image.new("RGB", (-(-width // 16) * 16, -(-height // 16) * 16), "white"), _font(16)
+    canvas, font = (
+        Image.new("RGB", (-(-width // 16) * 16, -(-height // 16) * 16), "white"), _font(16)
+    )
     pen = ImageDraw.Draw(canvas)
-    pen.text((8, 2), f"{title}, step {t + 1}: {'imagined' if made_up else 'given'}", fill=IMAGINED if made_up else CONTEXT, font=font)
+    pen.text(
+        (8, 2), f"{title}, step {t + 1}: {'imagined' if made_up else 'given'}",
+        fill=IMAGINED if made_up else CONTEXT, font=font
+    )
     reward, end = _captions(loop, row, t) if made_up else ("", "")
-    pen.text((8, 22), reward.replace("r", "reward", 1).replace("(", "(real ") + "    " + end.replace("(", "(real "), fill=INK, font=font)
+    pen.text(
+        (8, 22),
+        reward.replace("r", "reward", 1).replace("(", "(real ")
+        + "    "
+        + end.replace("(", "(real "),
+        fill=INK,
+        font=font,
+    )
     for i, name in enumerate(names):
         pen.text((8 + i * lines[0].shape[1] // 3, 42), name, fill=INK, font=font)
     y = 62
@@ -451,6 +567,7 @@ def _video_frame(loop: OpenLoop, real: dict[str, Tensor], row: int, t: int, titl
         y += len(x)
     return np.asarray(canvas)
 
+# %% ../nbs/19_dream.ipynb #c043p1
 def dream_video(
     loop: OpenLoop,
     real: dict[str, Tensor],          # {key: (B, T, *shape)}
@@ -458,7 +575,8 @@ def dream_video(
     fps: int = 4,                     # steps a second
 ) -> Path:
     "All windows one after the other as an H.264 video: real | dream | error."
-    rate = ("-crf", "23", "-maxrate", "200k", "-bufsize", "400k")              # even noise takes no more than 25 KB a second
+    # even noise takes no more than 25 KB a second
+    rate = ("-crf", "23", "-maxrate", "200k", "-bufsize", "400k")
     with Film(path, fps, rate) as film:
         for row in range(len(loop.mask)):
             for t in _steps(loop, row):
@@ -484,25 +602,29 @@ def whole(
 def dream_media(
     agent: Agent,                                 # in evaluation mode
     replay: ReplayBuffer,                         # on the agent's device
-    folder: str | Path,                           # dream.png, dream.mp4 and dream-error.png are written here
-    context: int = 3,                             # observations given to M; fewer where episodes are short
+    folder: str | Path,                 # dream.png, dream.mp4 and dream-error.png are written here
+    context: int = 3,                   # observations given to M; fewer where episodes are short
     horizon: int = 17,                            # imagined ones
     dreams: int = 6,                              # in the video; the film strip shows the first
     starts: int = 24,                             # dreams behind the error curves
-    generator: torch.Generator | None = None,     # on the agent's device; None: a new one with seed 0
-) -> dict[str, Path]:                           # of what could be made; the rest is told in a `Notice` each
+    generator: torch.Generator | None = None,   # on the agent's device; None: a new one with seed 0
+) -> dict[str, Path]:                   # of what could be made; the rest is told in a `Notice` each
     "A film strip and a video of dreams that begin in stored episodes, and how their error grows."
     generator = generator or torch.Generator(device=agent.device).manual_seed(0)
     segment = whole_windows(replay, max(dreams, starts), context + horizon, generator)
     T = segment.z.shape[1]
     if T < 2:
-        raise UserError("no stored episode has two observations: collect some steps before dreaming")
+        raise UserError(
+            "no stored episode has two observations: collect some steps before dreaming"
+        )
     real = replay.gather_obs(segment.index)
-    segment.z = agent.tokenizer.encode(real) * segment.mask[..., None]          # V may have learnt since
+    segment.z = agent.tokenizer.encode(real) * segment.mask[..., None]  # V may have learnt since
     loop = open_loop(agent, segment, min(context, T - 1), generator)
-    works = {"film": ("dream.png", lambda path: film_strip(loop, real).savefig(path, dpi=110)),
-             "video": ("dream.mp4", lambda path: dream_video(loop.first(dreams), real, path)),
-             "errors": ("dream-error.png", lambda path: error_figure(loop, real).savefig(path, dpi=110))}
+    works = {
+        "film": ("dream.png", lambda path: film_strip(loop, real).savefig(path, dpi=110)),
+        "video": ("dream.mp4", lambda path: dream_video(loop.first(dreams), real, path)),
+        "errors": ("dream-error.png", lambda path: error_figure(loop, real).savefig(path, dpi=110))
+    }
     written = {}
     for name, (file, draw) in works.items():
         with notice(f"no {file}"):
@@ -510,21 +632,24 @@ def dream_media(
     return written
 
 # %% ../nbs/19_dream.ipynb #c049
-def _nest(paths: list[tuple], values: list, table=dict, row=tuple):     # paths: pairs (key, whether it is one of a Dict)
+def _nest(paths: list[tuple], values: list, table=dict, row=tuple):  # paths: pairs (key, whether it
+                                                                     # is one of a Dict)
     "Values put back to where `paths` say they came from: undoes the flattening of an observation."
     if paths[0] == ():
         return values[0]
     steps = list(dict.fromkeys(path[0] for path in paths))
     below = lambda step: [(path[1:], v) for path, v in zip(paths, values) if path[0] == step]
     inner = {step[0]: _nest(*map(list, zip(*below(step))), table, row) for step in steps}
-    whole = [(i, False) for i in range(len(steps))]             # a Tuple of which nothing was dropped but at its end
+    # a Tuple of which nothing was dropped but at its end
+    whole = [(i, False) for i in range(len(steps))]
     return row(inner.values()) if steps == whole else table(inner)
 
 def _places(spec: ObsSpec) -> list[tuple]:
     return [tuple(zip(m.path, m.in_dict)) for m in spec.modalities]
 
 def _number_format(m: Modality) -> np.dtype:
-    "What the environment uses; whole numbers that are read as a vector come out of V as fractions and stay float32."
+    """What the environment uses; whole numbers that are read as a vector come out of V as fractions
+    and stay float32."""
     usual = {"image": "uint8", "vector": "float32"}.get(m.kind, "int64")
     dtype = np.dtype(m.raw_dtype or usual)
     return dtype if (dtype.kind == "f") == (m.kind == "vector") else np.dtype(usual)
@@ -540,13 +665,17 @@ def _leaf(m: Modality) -> gs.Space:
     n, start = (np.broadcast_to(x, m.shape).reshape(m.raw_shape) for x in (m.nvec, m.start))
     if not m.raw_shape and dtype == np.int64:
         return gs.Discrete(int(n), start=int(start))
-    if not m.raw_shape or dtype.kind == "b" or n.max() > np.iinfo(dtype).max:   # the format holds the values but not their number
+    # the format holds the values but not their number
+    if not m.raw_shape or dtype.kind == "b" or n.max() > np.iinfo(dtype).max:
         return gs.Box(np.array(start, dtype), np.array(start + n - 1, dtype), m.raw_shape, dtype)
     return gs.MultiDiscrete(n, start=start, dtype=dtype)
 
 def observation_space(spec: ObsSpec) -> gs.Space:
-    "The Gymnasium space of an environment with these modalities; bounds of vectors are not known and infinite."
-    return _nest(_places(spec), [_leaf(m) for m in spec.modalities], gs.Dict, lambda x: gs.Tuple(tuple(x)))
+    """The Gymnasium space of an environment with these modalities; bounds of vectors are not known
+    and infinite."""
+    return _nest(
+        _places(spec), [_leaf(m) for m in spec.modalities], gs.Dict, lambda x: gs.Tuple(tuple(x))
+    )
 
 def raw_observation(spec: ObsSpec, obs: dict[str, np.ndarray]):     # {key: (n, *shape)}
     "A batch of decoded observations as the environment itself would hand it over."
@@ -560,21 +689,32 @@ def action_space(spec: ActionSpec) -> gs.Space:
     if spec.kind == "discrete":
         return gs.Discrete(spec.nvec[0], start=int(spec.start[0]))
     if spec.kind == "multidiscrete":
-        return gs.MultiDiscrete(np.reshape(spec.nvec, spec.shape), start=np.reshape(spec.start, spec.shape))
+        return gs.MultiDiscrete(
+            np.reshape(spec.nvec, spec.shape), start=np.reshape(spec.start, spec.shape)
+        )
     low, high = (np.reshape(x, spec.shape).astype(spec.dtype) for x in (spec.start, spec.high))
     return gs.Box(low, high, spec.shape, np.dtype(spec.dtype))
 
 # %% ../nbs/19_dream.ipynb #c053
 class Beginnings:
-    "Stored moments in which dreams can begin, evenly spread over the replay. Each is prepared once, when it is first drawn."
+    """Stored moments in which dreams can begin, evenly spread over the replay.
+
+    Each is prepared once, when it is first drawn."""
 
     def __init__(self, agent: Agent, replay: ReplayBuffer, context: int, most: int):
         rows = replay.lists()[1]                                # rows that an action follows
         if len(rows) == 0:
             raise UserError("the replay buffer is empty: dreams have nothing to begin from")
         self.agent, self.replay, self.context = agent, replay, context
-        self.rows = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=torch.float64).round().long().to(rows.device)]
-        self.known, self.z, self.memory = torch.zeros(len(self.rows), dtype=torch.bool, device=rows.device), None, None
+        self.rows = rows[
+            torch.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=torch.float64)
+            .round()
+            .long()
+            .to(rows.device)
+        ]
+        self.known, self.z, self.memory = (
+            torch.zeros(len(self.rows), dtype=torch.bool, device=rows.device), None, None
+        )
 
     @torch.no_grad()
     def prepare(self, which: Tensor) -> None:                   # (m,) int64
@@ -586,10 +726,13 @@ class Beginnings:
         memory = self.agent.world_model.remember(z[:, :-1], s.action[:, :-1], s.mask[:, :-1])
         if self.memory is None:
             n = len(self.rows)
-            self.z, self.memory = z.new_zeros(n, z.shape[-1]), memory.new_zeros(memory.shape[0], n, *memory.shape[2:])
+            self.z, self.memory = (
+                z.new_zeros(n, z.shape[-1]), memory.new_zeros(memory.shape[0], n, *memory.shape[2:])
+            )
         self.z[which], self.memory[:, which], self.known[which] = z[:, -1], memory, True
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:     # (n, S) and (layers, n, h, d_k, d_v)
+    # (n, S) and (layers, n, h, d_k, d_v)
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         "Tokens and memory of `n` moments, drawn uniformly."
         i = torch.randint(len(self.rows), (n,), generator=generator, device=self.rows.device)
         unknown = i[~self.known[i]].unique()
@@ -600,10 +743,31 @@ class Beginnings:
 # %% ../nbs/19_dream.ipynb #c056
 def token_space(layout: TokenLayout) -> gs.MultiDiscrete:
     "The space of an observation's tokens (S,): how many there are of each."
-    return gs.MultiDiscrete(np.concatenate([g.sizes or g.vocab * g.count for g in layout.groups]))     # symbol by symbol, channels innermost
+    # symbol by symbol, channels innermost
+    return gs.MultiDiscrete(np.concatenate([g.sizes or g.vocab * g.count for g in layout.groups]))
 
+# %% ../nbs/19_dream.ipynb #c056ca1
+def _renewed(dreams: "Dreams") -> tuple:
+    "What `Dreams.renew` returns; V is asked once, for the new dreams and the old ones."
+    over, n = dreams.over, dreams.num_envs
+    final = np.full(n, None, object)
+    last = dreams.z[dreams.rows(over)]
+    dreams.begin(over)
+    seen = dreams.see(torch.cat([dreams.z, last]))
+    ended = iterate(batch_space(dreams.single_observation_space, len(last)),
+                    dreams.form({k: x[n:] for k, x in seen.items()}))
+    for i, o in zip(np.flatnonzero(over), ended):
+        final[i] = o
+    dreams.over = np.zeros_like(over)
+    return dreams.form({k: x[:n] for k, x in seen.items()}), {
+        "final_obs": final, "_final_obs": over, "final_info": {}, "_final_info": over.copy()
+    }
+
+# %% ../nbs/19_dream.ipynb #c056p1
 class Dreams(VectorEnv):
-    "Dreams side by side: where they stand, how they begin and what is seen of them. `DreamEnv` steps them."
+    """Dreams side by side: where they stand, how they begin and what is seen of them.
+
+    `DreamEnv` steps them."""
 
     def __init__(
         self,
@@ -611,22 +775,31 @@ class Dreams(VectorEnv):
         replay: ReplayBuffer,                     # on the agent's device
         num_envs: int = 1,                        # dreams side by side
         horizon: int = 15,                        # steps after which a dream is truncated
-        context: int = 3,                         # real observations before it, the first of the dream included (fewer in young episodes)
-        seed: int = 0,                            # of beginnings and dreams; `reset(seed=...)` starts over
+        # real observations before it, the first of the dream included (fewer in young episodes)
+        context: int = 3,
+        seed: int = 0,                  # of beginnings and dreams; `reset(seed=...)` starts over
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        tokens: bool = False,                     # show the tokens (S,) themselves, not what V makes of them
-        beginnings: int = 1000,                   # at most so many moments of the replay, each kept with M's memory of it; a full `reset` forgets them
+        tokens: bool = False,           # show the tokens (S,) themselves, not what V makes of them
+        # at most so many moments of the replay, kept with M's memory of each until a full `reset`
+        beginnings: int = 1000,
     ):
         if num_envs < 1 or horizon < 1 or context < 2 or beginnings < 1:
-            raise UserError(f"DreamEnv needs num_envs >= 1, horizon >= 1, context >= 2 and beginnings >= 1, not {num_envs}, {horizon}, {context} and {beginnings}")
-        self.agent, self.replay, self.num_envs, self.horizon, self.context = agent, replay, num_envs, horizon, context
+            raise UserError(
+                "DreamEnv needs num_envs >= 1, horizon >= 1, context >= 2 and beginnings >= 1, "
+                f"not {num_envs}, {horizon}, {context} and {beginnings}"
+            )
+        self.agent, self.replay, self.num_envs = agent, replay, num_envs
+        self.horizon, self.context = horizon, context
         self.tokens, self.most, self.mode = tokens, beginnings, AutoresetMode(autoreset_mode)
         self.metadata = self.metadata | {"autoreset_mode": self.mode}
         self.generator = torch.Generator(device=agent.device).manual_seed(seed)
-        self.single_observation_space = token_space(agent.tokenizer.layout) if tokens else observation_space(agent.obs_spec)
+        self.single_observation_space = (
+            token_space(agent.tokenizer.layout) if tokens else observation_space(agent.obs_spec)
+        )
         self.single_action_space = action_space(agent.action_spec)
-        self.observation_space, self.action_space = (batch_space(s, num_envs) for s in (self.single_observation_space, self.single_action_space))
-        self.z = None                             # (n, S) tokens of the present observations; None before the first reset
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.z = None       # (n, S) tokens of the present observations; None before the first reset
 
     def rows(self, which: np.ndarray) -> Tensor:  # (n,) bool -> (m,) int64
         "Their numbers, on the device."
@@ -641,7 +814,7 @@ class Dreams(VectorEnv):
     def see(self, z: Tensor) -> dict[str, np.ndarray]:
         "What is shown of tokens (m, S), by modality: Eq. (19.2), or the tokens."
         with torch.inference_mode():
-            seen = {"": z.clone()} if self.tokens else self.agent.tokenizer.decode(z)           # Eq. (19.2)
+            seen = {"": z.clone()} if self.tokens else self.agent.tokenizer.decode(z)   # Eq. (19.2)
         return {k: x.cpu().numpy() for k, x in seen.items()}
 
     def form(self, seen: dict[str, np.ndarray]):
@@ -649,20 +822,14 @@ class Dreams(VectorEnv):
         return seen[""] if self.tokens else raw_observation(self.agent.obs_spec, seen)
 
     def renew(self) -> tuple:
-        "New dreams where `over`, within the step: observations, and the last ones of the old dreams as info. V is asked once for both."
-        over, n, final = self.over, self.num_envs, np.full(self.num_envs, None, object)
-        last = self.z[self.rows(over)]
-        self.begin(over)
-        seen = self.see(torch.cat([self.z, last]))
-        ended = iterate(batch_space(self.single_observation_space, len(last)), self.form({k: x[n:] for k, x in seen.items()}))
-        for i, o in zip(np.flatnonzero(over), ended):
-            final[i] = o
-        self.over = np.zeros_like(over)
-        return self.form({k: x[:n] for k, x in seen.items()}), {"final_obs": final, "_final_obs": over, "final_info": {}, "_final_info": over.copy()}
+        """New dreams where `over`, within the step: observations, and the last ones of the old
+        dreams as info."""
+        return _renewed(self)
 
 # %% ../nbs/19_dream.ipynb #c057
 class DreamEnv(Dreams):
-    "The world model as a Gymnasium environment: `num_envs` dreams side by side, each begun in a real moment of the replay."
+    """The world model as a Gymnasium environment: `num_envs` dreams side by side, each begun in a
+    real moment of the replay."""
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
 
     def _ready(self, begun: bool) -> None:
@@ -679,24 +846,40 @@ class DreamEnv(Dreams):
         if seed is not None:
             self.generator.manual_seed(seed)
         if mask is None:
-            self.start = Beginnings(self.agent, self.replay, self.context, self.most)       # V and M may have learnt since the last time
+            # V and M may have learnt since the last time
+            self.start = Beginnings(self.agent, self.replay, self.context, self.most)
             self.z, self.memory = self.start.draw(self.num_envs, self.generator)
             self.age, self.over = np.zeros(self.num_envs, np.int64), np.zeros(self.num_envs, bool)
-        elif not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
-            raise UserError(f"reset_mask must be a boolean array of shape ({self.num_envs},) with a True in it, not {mask!r}")
+        elif (
+            not isinstance(mask, np.ndarray)
+            or mask.shape != (self.num_envs,)
+            or mask.dtype != bool
+            or not mask.any()
+        ):
+            raise UserError(
+                f"reset_mask must be a boolean array of shape ({self.num_envs},) with a True in "
+                f"it, not {mask!r}"
+            )
         else:
             self.begin(mask)
             self.over = self.over & ~mask
         return self.form(self.see(self.z)), {}
 
     def step(self, actions):
-        "One step of every dream, Eq. (19.10), and new ones where dreams have ended, as `autoreset_mode` says."
+        """One step of every dream, Eq. (19.10), and new ones where dreams have ended, as
+        `autoreset_mode` says."""
         self._ready(self.z is not None)
         late = self.over                          # ended in the step before
         if self.mode is AutoresetMode.DISABLED and late.any():
-            raise ResetNeeded(f'dreams {np.flatnonzero(late).tolist()} have ended: reset(options={{"reset_mask": mask}}) before the next step')
+            raise ResetNeeded(
+                f'dreams {np.flatnonzero(late).tolist()} have ended: reset(options={{"reset_mask": '
+                f'mask}}) before the next step'
+            )
         action = torch.as_tensor(self.agent.action_spec.encode(actions), device=self.agent.device)
-        self.z, reward, done, self.memory = dream_step(self.agent.world_model, self.z, action, self.memory, self.generator)   # Eq. (19.10)
+        # Eq. (19.10)
+        self.z, reward, done, self.memory = dream_step(
+            self.agent.world_model, self.z, action, self.memory, self.generator
+        )
         self.age += 1
         reward, terminated = reward.cpu().numpy().astype(np.float64), done.cpu().numpy()
         if late.any():                            # here the action was not meant for a dream

@@ -36,7 +36,9 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from PIL import Image
 
-from .spaces import MAX_CATEGORIES, ActionSpec, Modality, ObsSpec, UserError, picture_parts
+from simulus_nb.spaces import (
+    MAX_CATEGORIES, ActionSpec, Modality, ObsSpec, UserError, picture_parts
+)
 
 # %% ../nbs/01_envs.ipynb #c004w2
 SIZES = (int, 2, 4_096)
@@ -76,7 +78,11 @@ def board_image(
 ) -> np.ndarray:            # (size, size, 3) uint8
     "The board as a square image: each pixel takes the colour of the cell under it."
     pixel, (rows, cols) = np.arange(size), board.shape
-    return np.array(colours, np.uint8)[board].take(pixel * rows // size, 0).take(pixel * cols // size, 1)
+    return (
+        np.array(colours, np.uint8)[board]
+        .take(pixel * rows // size, 0)
+        .take(pixel * cols // size, 1)
+    )
 
 # %% ../nbs/01_envs.ipynb #c008
 class Catch(gymnasium.Env):
@@ -95,7 +101,9 @@ class Catch(gymnasium.Env):
             raise UserError(f"Catch needs a size >= rows={rows} and cols={cols}, not {size}")
         if look not in LOOKS:
             raise UserError(f"unknown look {look!r}: choose one of {', '.join(LOOKS)}")
-        self.rows, self.cols, self.size, self.look, self.render_mode = rows, cols, size, look, render_mode
+        self.rows, self.cols, self.size, self.look, self.render_mode = (
+            rows, cols, size, look, render_mode
+        )
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = spaces.Discrete(3)                      # 0 left, 1 stay, 2 right
 
@@ -119,8 +127,12 @@ class Catch(gymnasium.Env):
 
 # %% ../nbs/01_envs.ipynb #c009
 CATCH = "simulus/Catch-v0"
-OURS = {CATCH: "envs:Catch", "simulus/Parcels-v0": "parcels:Parcels",       # id: where its class is, imported when one is made
-    "simulus/Craftax-Symbolic-v1": "craftax_env:CraftaxSymbolic", "simulus/Craftax-Classic-Symbolic-v1": "craftax_env:CraftaxClassicSymbolic"}
+# id: where its class is, imported when one is made
+OURS = {
+    CATCH: "envs:Catch", "simulus/Parcels-v0": "parcels:Parcels",
+    "simulus/Craftax-Symbolic-v1": "craftax_env:CraftaxSymbolic",
+    "simulus/Craftax-Classic-Symbolic-v1": "craftax_env:CraftaxClassicSymbolic"
+}
 for name, place in OURS.items():
     if name not in gymnasium.registry:
         gymnasium.register(name, entry_point=f"simulus_nb.{place}")
@@ -198,9 +210,13 @@ def five_values(out, name: str) -> tuple:
     "What `step` returned; `WorldError` unless it is five values, the last of them a dict."
     if not isinstance(out, (tuple, list)) or len(out) != 5:
         came = f"{len(out)} values" if isinstance(out, (tuple, list)) else shown(out)
-        raise broken(name, "step", f"it returned {came}",
-                     "5 values, (observation, reward, terminated, truncated, info), where terminated "
-                     "and truncated (only the time is over) replace the old done")
+        raise broken(
+            name,
+            "step",
+            f"it returned {came}",
+            "5 values, (observation, reward, terminated, truncated, info), where terminated "
+            "and truncated (only the time is over) replace the old done",
+        )
     if not isinstance(out[4], dict):
         raise broken(name, "step", f"it gave info = {shown(out[4])}", "a dict, {} if there is none")
     return out
@@ -208,7 +224,11 @@ def five_values(out, name: str) -> tuple:
 def checked_step(out, name: str) -> tuple:
     "What `step` returned, with plain numbers; `WorldError` for anything else."
     obs, reward, *flags, info = five_values(out, name)
-    if type(reward) is float and type(flags[0]) is type(flags[1]) is bool and abs(reward) < LARGEST_REWARD:
+    if (
+        type(reward) is float
+        and type(flags[0]) is type(flags[1]) is bool
+        and abs(reward) < LARGEST_REWARD
+    ):
         return out                                          # nearly always, and fast
     for i, what in enumerate(("terminated", "truncated")):
         if type(flags[i]) is not bool:
@@ -245,11 +265,16 @@ class Border(gymnasium.Wrapper):
                          "a gymnasium.Env (an environment of the older gym is none)")
         super().__init__(env)
         self.border_name = name or world_name(env)
-        self.code = {call: WorldCode(self.border_name, call) for call in ("reset", "step", "render")}
+        self.code = {
+            call: WorldCode(self.border_name, call) for call in ("reset", "step", "render")
+        }
         for what in ("observation_space", "action_space"):
             space = getattr(env, what, None)
             if not isinstance(space, spaces.Space):
-                raise broken(self.border_name, "__init__", f"its {what} is {shown(space)}", "one of gymnasium.spaces")
+                raise broken(
+                    self.border_name, "__init__", f"its {what} is {shown(space)}",
+                    "one of gymnasium.spaces"
+                )
 
     @property
     def spec(self):
@@ -262,8 +287,13 @@ class Border(gymnasium.Wrapper):
             try:
                 out = self.env.reset(seed=seed, options=options)
             except TypeError as e:
-                if old := re.search(r"reset\(\) got an unexpected keyword argument ('seed'|'options')", str(e)):
-                    raise broken(self.border_name, "reset", f"it takes no {old[1]}", "reset(self, *, seed=None, options=None)") from e
+                if old := re.search(
+                    r"reset\(\) got an unexpected keyword argument ('seed'|'options')", str(e)
+                ):
+                    raise broken(
+                        self.border_name, "reset", f"it takes no {old[1]}",
+                        "reset(self, *, seed=None, options=None)"
+                    ) from e
                 raise
         return checked_reset(out, self.border_name)
 
@@ -342,7 +372,8 @@ def score_report(total: float, steps: int) -> dict:
 
 # %% ../nbs/01_envs.ipynb #c027
 class AtariProtocol(SkippedFrames):
-    "The Atari-100K rules; the raw score and the length of the whole game come in `info` when it ends."
+    """The Atari-100K rules; the raw score and the length of the whole game come in `info` when it
+    ends."""
     reports_score, score, steps, lives, between_lives = True, 0.0, 0, 0, False
 
     def __init__(self, env: gymnasium.Env, *, image_size: int = 64, frame_skip: int = 4,
@@ -353,7 +384,9 @@ class AtariProtocol(SkippedFrames):
     ):
         check_options(noop_max=noop_max, clip_reward=clip_reward, life_loss_done=life_loss_done)
         super().__init__(env, image_size, frame_skip)
-        self.noop_max, self.clip_reward, self.life_loss_done, self.max_steps = noop_max, clip_reward, life_loss_done, max_steps
+        self.noop_max, self.clip_reward, self.life_loss_done, self.max_steps = (
+            noop_max, clip_reward, life_loss_done, max_steps
+        )
 
     def step(self, action):
         raw = self.skip(action)
@@ -364,7 +397,10 @@ class AtariProtocol(SkippedFrames):
         self.between_lives = lost and not over and not truncated
         ended = score_report(self.score, self.steps) if over or truncated else {}
         reward = float(np.sign(raw)) if self.clip_reward else raw   # Eq. (1.7)
-        return self.frame(), reward, over or lost, truncated, {"lives": lives, "raw_reward": raw, **ended}
+        return (
+            self.frame(), reward, over or lost, truncated,
+            {"lives": lives, "raw_reward": raw, **ended}
+        )
 
     def reset(self, *, seed=None, options=None):
         if self.between_lives and seed is None:                     # same game, next life
@@ -383,7 +419,8 @@ class AtariProtocol(SkippedFrames):
 
 # %% ../nbs/01_envs.ipynb #c031
 class EpisodeScore(gymnasium.Wrapper):
-    "Puts `episode_return` and `episode_length` into the `info` of an episode's last step, and only there."
+    """Puts `episode_return` and `episode_length` into the `info` of an episode's last step, and
+    only there."""
     reports_score, score, steps, own = True, 0.0, 0, frozenset(score_report(0.0, 0))
 
     def __init__(self, env: gymnasium.Env):
@@ -399,7 +436,7 @@ class EpisodeScore(gymnasium.Wrapper):
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.score, self.steps = self.score + reward, self.steps + 1              # Eq. (1.2)
         if info:
-            info = {k: x for k, x in info.items() if k not in self.own}           # not what a world says
+            info = {k: x for k, x in info.items() if k not in self.own}     # not what a world says
         if terminated or truncated:
             info = info | score_report(self.score, self.steps)
         return obs, reward, terminated, truncated, info
@@ -445,7 +482,8 @@ class ResizeImages(gymnasium.ObservationWrapper):
         return observation
 
 # %% ../nbs/01_envs.ipynb #c036
-EXTRAS = {  # how an id begins: (module, function in it that registers ids or None if the import does, our pip extra)
+EXTRAS = {  # how an id begins: (module, function in it that registers ids or None if the import
+            # does, our pip extra)
     "MiniGrid-": ("minigrid", None, "minigrid"), "BabyAI-": ("minigrid", None, "minigrid"),
     "MinAtar/": ("minatar.gym", "register_envs", "minatar"),
     "dm_control/": ("shimmy", None, "dmc"),
@@ -464,7 +502,8 @@ def import_extra(env_id: str) -> None:
     module, register, extra = EXTRAS[prefix]
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="glfw")        # dm_control looks for a display; nothing here needs one
+            # dm_control looks for a display; nothing here needs one
+            warnings.filterwarnings("ignore", module="glfw")
             package = importlib.import_module(module)
     except ImportError as e:
         raise UserError(f'{env_id} needs an optional package: '
@@ -604,17 +643,24 @@ def raw_make(env_id: str, **options) -> gymnasium.Env:
         raise
 
 # %% ../nbs/01_envs.ipynb #c040
-def category_counts(constants) -> tuple[int, int, int]:     # of MiniGrid's tables, `minigrid.core.constants`
+def category_counts(constants) -> tuple[int, int, int]:     # of MiniGrid's tables,
+                                                            # `minigrid.core.constants`
     "How many kinds of objects, colours and states a cell can show."
-    states = max(len(constants.STATE_TO_IDX), len(constants.DIR_TO_VEC))    # a full view shows the agent's direction as its state
+    # a full view shows the agent's direction as its state
+    states = max(len(constants.STATE_TO_IDX), len(constants.DIR_TO_VEC))
     return len(constants.OBJECT_TO_IDX), len(constants.COLOR_TO_IDX), states
 
 def missions(space: spaces.Space) -> list[str] | None:
-    "Every sentence of a MiniGrid mission space, in alphabetical order; None if it cannot say (BabyAI) or there are too many."
-    if type(space).__name__ != "MissionSpace":              # BabyAI's subclass composes sentences by a grammar
+    """Every sentence of a MiniGrid mission space, in alphabetical order; None if it cannot say
+    (BabyAI) or there are too many."""
+    if type(space).__name__ != "MissionSpace":  # BabyAI's subclass composes sentences by a grammar
         return None
     words = space.ordered_placeholders or []
-    return sorted({space.mission_func(*chosen) for chosen in product(*words)}) if prod(map(len, words)) <= MAX_CATEGORIES else None
+    return (
+        sorted({space.mission_func(*chosen) for chosen in product(*words)})
+        if prod(map(len, words)) <= MAX_CATEGORIES
+        else None
+    )
 
 # %% ../nbs/01_envs.ipynb #c041
 def is_minigrid(env: gymnasium.Env) -> bool:
@@ -624,14 +670,19 @@ def is_minigrid(env: gymnasium.Env) -> bool:
         and "mission" in space.keys() and space.get("image") == raw["image"]
 
 class MiniGridSpaces(gymnasium.ObservationWrapper):
-    "MiniGrid with spaces that say what can occur: the map in true counts; the mission as a number, or left out if it never changes."
+    """MiniGrid with spaces that say what can occur: the map in true counts; the mission as a
+    number, or left out if it never changes."""
 
     def __init__(self, env: gymnasium.Env,
         counts: tuple[int, int, int],       # from `category_counts`
     ):
         super().__init__(env)
-        parts, sentences = dict(env.observation_space.items()), missions(env.observation_space["mission"])
-        parts["image"] = spaces.MultiDiscrete(np.broadcast_to(counts, parts["image"].shape), dtype=np.uint8)
+        parts, sentences = (
+            dict(env.observation_space.items()), missions(env.observation_space["mission"])
+        )
+        parts["image"] = spaces.MultiDiscrete(
+            np.broadcast_to(counts, parts["image"].shape), dtype=np.uint8
+        )
         if sentences is not None:
             parts["mission"] = spaces.Discrete(len(sentences))
         self.constant = sentences is not None and len(sentences) == 1
@@ -644,14 +695,20 @@ class MiniGridSpaces(gymnasium.ObservationWrapper):
         "The same observation, its mission replaced by its number."
         if not self.number:
             return observation
-        mission, rest = observation["mission"], {k: x for k, x in observation.items() if k != "mission"}
+        mission, rest = (
+            observation["mission"], {k: x for k, x in observation.items() if k != "mission"}
+        )
         if mission not in self.number:
-            raise UserError(f"the mission {mission!r} is not one of the {len(self.number)} that this environment announced; drop the key in a wrapper")
+            raise UserError(
+                f"the mission {mission!r} is not one of the {len(self.number)} that this "
+                "environment announced; drop the key in a wrapper"
+            )
         return rest if self.constant else {**rest, "mission": self.number[mission]}
 
 # %% ../nbs/01_envs.ipynb #c047
 class ActionRepeat(gymnasium.Wrapper):
-    "Holds each action for `repeat` steps of the environment and adds up their rewards; an episode's end cuts it short."
+    """Holds each action for `repeat` steps of the environment and adds up their rewards; an
+    episode's end cuts it short."""
 
     def __init__(self, env: gymnasium.Env,
         repeat: int,                    # at least 1
@@ -737,29 +794,35 @@ def atari_env(spec: EnvSpec, options: dict, image_size: int, training: bool, max
 def make_env(
     env_id: str,                        # any Gymnasium id; Atari games get the Atari-100K protocol
     *,
-    image_size: int | None = None,      # side of image observations (None: as the world gives them; Atari: 64)
-    training: bool = True,              # Atari: False plays whole games for their raw score, after one no-op
-    action_repeat: int = 1,             # environment steps per agent step; Atari has frame_skip instead
-    max_episode_steps: int | None = None,   # truncate after so many agent steps (None: the world's own; Atari: only frames are limited)
+    image_size: int | None = None,      # side of image observations (None: as the world gives them;
+                                        # Atari: 64)
+    training: bool = True,  # Atari: False plays whole games for their raw score, after one no-op
+    action_repeat: int = 1,         # environment steps per agent step; Atari has frame_skip instead
+    max_episode_steps: int | None = None,   # truncate after so many agent steps (None: the world's
+                                            # own; Atari: only frames are limited)
     render_mode: str | None = None,     # passed on
     obs_kinds: dict[str, str] | None = None,    # the overrides of `ObsSpec.from_space`
-    **options,                          # of an Atari game those of `ATARI`; of any other passed on to it
+    **options,                  # of an Atari game those of `ATARI`; of any other passed on to it
 ) -> gymnasium.Env:
-    "One environment whose `info` carries `episode_return` and `episode_length` (raw, whole game, agent steps) at the end."
+    """One environment whose `info` carries `episode_return` and `episode_length` (raw, whole game,
+    agent steps) at the end."""
     ours = dict(image_size=image_size, max_episode_steps=max_episode_steps, render_mode=render_mode)
     check_options(training=training, action_repeat=action_repeat)
     check_options(**{k: x for k, x in ours.items() if x is not None})
     spec = find_env(env_id)
-    maker(spec)                                             # imports its class: now its parents are known
+    maker(spec)                                     # imports its class: now its parents are known
     if atari_game(spec.id):
         options |= {} if action_repeat == 1 else {"action_repeat": action_repeat}
         return atari_env(spec, options, image_size or 64, training, max_episode_steps, render_mode)
     if spec.id == CATCH and image_size:
         options.setdefault("size", image_size)              # drawn at that size, not blurred to it
-    limit = max_episode_steps and max_episode_steps * action_repeat     # Gymnasium's limit counts the steps inside
+    # Gymnasium's limit counts the steps inside
+    limit = max_episode_steps and max_episode_steps * action_repeat
     env = raw_make(spec.id, max_episode_steps=limit, render_mode=render_mode, **options)
     if is_minigrid(env):
-        env = MiniGridSpaces(env, category_counts(importlib.import_module("minigrid.core.constants")))
+        env = MiniGridSpaces(
+            env, category_counts(importlib.import_module("minigrid.core.constants"))
+        )
     env = env if action_repeat == 1 else ActionRepeat(env, action_repeat)
     return EpisodeScore(ResizeImages(env, image_size, obs_kinds) if image_size else env)
 
@@ -784,7 +847,8 @@ class Rows:
     action: np.ndarray              # (n, K_a) int64 tokens
     reward: np.ndarray              # (n,) float32
     done: np.ndarray                # (n,) bool: terminated (a truncated episode is not done)
-    last: np.ndarray                # (n,) bool: final observation, no action follows; action, reward, done are zero
+    last: np.ndarray                # (n,) bool: final observation, no action follows; action,
+                                    # reward, done are zero
 
     def __len__(self) -> int:
         return len(self.last)
@@ -801,7 +865,9 @@ class Stream:
     "The rows of one environment while they are being collected."
 
     def __init__(self, obs_spec: ObsSpec, action_spec: ActionSpec):
-        self.spaces, self.count, self.rows = {m.key: token_space(m) for m in obs_spec.modalities}, action_spec.count, []
+        self.spaces, self.count, self.rows = (
+            {m.key: token_space(m) for m in obs_spec.modalities}, action_spec.count, []
+        )
 
     def add(self, obs: dict, action=None, reward: float = 0.0, done: bool = False) -> None:
         "Add a transition, or without `action` the last row of an episode."
@@ -811,14 +877,24 @@ class Stream:
     def take(self) -> Rows:
         "All rows so far as arrays."
         obs, action, reward, done, last = zip(*self.rows) if self.rows else [()] * 5
-        seen = {k: np.stack([o[k] for o in obs]) if obs else np.zeros((0, *s.shape), s.dtype) for k, s in self.spaces.items()}
-        return Rows(seen, np.array(action, np.int64).reshape(-1, self.count), np.array(reward, np.float32), np.array(done, bool), np.array(last, bool))
+        seen = {
+            k: np.stack([o[k] for o in obs]) if obs else np.zeros((0, *s.shape), s.dtype)
+            for k, s in self.spaces.items()
+        }
+        return Rows(
+            seen, np.array(action, np.int64).reshape(-1, self.count), np.array(reward, np.float32),
+            np.array(done, bool), np.array(last, bool)
+        )
 
 def token_space(m: Modality) -> spaces.Box:
     "The Gymnasium space of what `ObsSpec.flatten` makes of one modality."
     if m.kind == "image":
         return spaces.Box(0, 255, m.shape, np.uint8)
-    return spaces.Box(-np.inf, np.inf, m.shape, np.float32) if m.kind == "vector" else spaces.Box(0, max(m.nvec) - 1, m.shape, np.int64)
+    return (
+        spaces.Box(-np.inf, np.inf, m.shape, np.float32)
+        if m.kind == "vector"
+        else spaces.Box(0, max(m.nvec) - 1, m.shape, np.int64)
+    )
 
 # %% ../nbs/01_envs.ipynb #c060
 def observed(obs_spec: ObsSpec, obs, name: str, call: str, batch: bool = False) -> dict:
@@ -826,10 +902,13 @@ def observed(obs_spec: ObsSpec, obs, name: str, call: str, batch: bool = False) 
     try:
         return obs_spec.flatten(obs, batch)
     except UserError as e:
-        raise WorldError(f"the world {name} gave {' '.join(shown(obs).split())} in {call}(): {e}") from None
+        raise WorldError(
+            f"the world {name} gave {' '.join(shown(obs).split())} in {call}(): {e}"
+        ) from None
 
 class Lane(gymnasium.Wrapper):
-    "One environment as the collector batches it: observations read by `obs_spec`, and of `info` only the score."
+    """One environment as the collector batches it: observations read by `obs_spec`, and of `info`
+    only the score."""
 
     def __init__(self, env: gymnasium.Env, obs_spec: ObsSpec):
         super().__init__(scored(env))
@@ -840,7 +919,10 @@ class Lane(gymnasium.Wrapper):
         "First observation of an episode."
         obs = self.env.reset(**kwargs)[0]
         if self.env.action_space != self.choices:
-            raise WorldError(f"the world {self.name} in reset(): its action space changed from {self.choices} to {self.env.action_space}; an agent has one for all episodes")
+            raise WorldError(
+                f"the world {self.name} in reset(): its action space changed from {self.choices} "
+                f"to {self.env.action_space}; an agent has one for all episodes"
+            )
         return observed(self.obs_spec, obs, self.name, "reset"), {}
 
     def step(self, action):
@@ -859,7 +941,11 @@ class VectorBorder(VectorWrapper):
         if env.spec:
             self.border_name = env.spec.id
         else:
-            self.border_name = world_name(inner.envs[0]) if isinstance(inner, SyncVectorEnv) else type(inner).__name__
+            self.border_name = (
+                world_name(inner.envs[0])
+                if isinstance(inner, SyncVectorEnv)
+                else type(inner).__name__
+            )
 
     def reset(self, *, seed=None, options=None):
         "New episodes."
@@ -874,8 +960,16 @@ class VectorBorder(VectorWrapper):
         obs, *columns, info = five_values(out, self.border_name)
         for i, what in enumerate(("reward", "terminated", "truncated")):
             x = columns[i] = np.asarray(columns[i])
-            if x.shape != (self.num_envs,) or x.dtype.kind not in "biuf" or i and not np.isin(x, (0, 1)).all():
-                raise broken(self.border_name, "step", f"it gave {what} = {shown(x)}", f"{self.num_envs} {'truth values' if i else 'numbers'}")
+            if (
+                x.shape != (self.num_envs,)
+                or x.dtype.kind not in "biuf"
+                or i
+                and not np.isin(x, (0, 1)).all()
+            ):
+                raise broken(
+                    self.border_name, "step", f"it gave {what} = {shown(x)}",
+                    f"{self.num_envs} {'truth values' if i else 'numbers'}"
+                )
         return obs, columns[0], *(x.astype(bool) for x in columns[1:]), info
 
     def close(self, **kwargs):
@@ -884,11 +978,17 @@ class VectorBorder(VectorWrapper):
 
 # %% ../nbs/01_envs.ipynb #c062
 class Scores:
-    "Returns and lengths of episodes: told by the environments that report them, for others added up here."
+    """Returns and lengths of episodes: told by the environments that report them, for others added
+    up here."""
 
     def __init__(self, envs: VectorEnv):
-        inner, self.hidden = envs.unwrapped, AutoresetMode(envs.metadata["autoreset_mode"]) is AutoresetMode.SAME_STEP
-        ours = isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and inner.call("has_wrapper_attr", "reports_score")
+        inner, self.hidden = (
+            envs.unwrapped,
+            AutoresetMode(envs.metadata["autoreset_mode"]) is AutoresetMode.SAME_STEP
+        )
+        ours = isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and inner.call(
+            "has_wrapper_attr", "reports_score"
+        )
         self.reported = np.array(ours or [False] * envs.num_envs)
         self.begin(envs.num_envs)
 
@@ -903,7 +1003,9 @@ class Scores:
     def take(self, ended: np.ndarray, info: dict) -> list[EpisodeStats]:
         "The scores known after a step at which the episodes `ended` (num_envs,) bool are over."
         told, stats = info.get("final_info", {}) if self.hidden else info, []
-        for i in np.flatnonzero(np.where(self.reported, told.get(f"_{SCORE}", False), ended)).tolist():
+        for i in np.flatnonzero(
+            np.where(self.reported, told.get(f"_{SCORE}", False), ended)
+        ).tolist():
             total, length = told[SCORE][i] if self.reported[i] else (self.sum[i], self.steps[i])
             stats.append(EpisodeStats(float(total), int(length), i))
         for i in np.flatnonzero(ended):
@@ -926,13 +1028,15 @@ def opened(makers: Iterable[Callable[[], gymnasium.Env]]) -> list[gymnasium.Env]
 
 # %% ../nbs/01_envs.ipynb #c063
 class Lockstep:
-    "Several environments that are stepped together, built here or given, whatever their way of starting new episodes."
+    """Several environments that are stepped together, built here or given, whatever their way of
+    starting new episodes."""
 
     def __init__(self,
-        envs: Sequence[Callable[[], gymnasium.Env]] | VectorEnv,    # one constructor per environment, e.g. of `make_env`; or a vector environment
+        # one constructor per environment, e.g. of `make_env`; or a vector environment
+        envs: Sequence[Callable[[], gymnasium.Env]] | VectorEnv,
         obs_spec: ObsSpec, action_spec: ActionSpec,
-        seed: int = 0,                                              # environment i is seeded with seed + i
-        processes: bool = False,                                    # constructors: a process for each, worth it for slow simulators
+        seed: int = 0,                                      # environment i is seeded with seed + i
+        processes: bool = False,    # constructors: a process for each, worth it for slow simulators
     ):
         if isinstance(envs, VectorEnv):
             envs = VectorBorder(envs)
@@ -943,18 +1047,26 @@ class Lockstep:
             if not processes:
                 lanes = [lambda lane=lane: lane for lane in opened(lanes)]
             how = dict(copy=False, autoreset_mode=AutoresetMode.DISABLED)
-            envs = VectorBorder(AsyncVectorEnv(lanes, **how)) if processes else SyncVectorEnv(lanes, **how)
-            self.name, self.read = "", lambda obs, call: obs       # a `Lane` has read it already, and knows its name
-        self.envs, self.num_envs, self.obs_spec, self.action_spec = envs, envs.num_envs, obs_spec, action_spec
+            envs = (AsyncVectorEnv if processes else SyncVectorEnv)(lanes, **how)
+            if processes:
+                envs = VectorBorder(envs)
+            # a `Lane` has read it already, and knows its name
+            self.name, self.read = "", lambda obs, call: obs
+        self.envs, self.num_envs = envs, envs.num_envs
+        self.obs_spec, self.action_spec = obs_spec, action_spec
         if "autoreset_mode" not in envs.metadata:
-            raise UserError(f"{self.name}: set metadata['autoreset_mode'] to the gymnasium.vector.AutoresetMode in which it starts new episodes")
+            raise UserError(
+                f"{self.name}: set metadata['autoreset_mode'] to the "
+                "gymnasium.vector.AutoresetMode in which it starts new episodes"
+            )
         self.mode, self.scores = AutoresetMode(envs.metadata["autoreset_mode"]), Scores(envs)
         self.restart(seed)
 
     def restart(self, seed: int) -> None:
         "Drop the open episodes and start every environment afresh."
         self.obs = self._copy(self.envs.reset(seed=int(seed))[0], "reset")
-        self.starts, self.over = np.ones(self.num_envs, bool), np.zeros(self.num_envs, bool)    # over: the next action will be ignored
+        # over: the next action will be ignored
+        self.starts, self.over = np.ones(self.num_envs, bool), np.zeros(self.num_envs, bool)
         self.scores.begin(self.num_envs)
 
     def close(self) -> None:
@@ -970,31 +1082,50 @@ class Lockstep:
         if self.mode is not AutoresetMode.SAME_STEP:
             return {k: x[i] for k, x in after.items()}
         if "final_obs" not in info:
-            raise WorldError(f"the world {self.name} gives no info['final_obs'] though its mode is SAME_STEP; use another autoreset mode")
-        final = info["final_obs"]                           # one entry per environment, or batched like the observation
-        return observed(self.obs_spec, final[i], self.name, "step") if isinstance(final, np.ndarray) else {k: x[i] for k, x in self.read(final, "step").items()}
+            raise WorldError(
+                f"the world {self.name} gives no info['final_obs'] though its mode is SAME_STEP; "
+                "use another autoreset mode"
+            )
+        final = info["final_obs"]       # one entry per environment, or batched like the observation
+        if isinstance(final, np.ndarray):
+            return observed(self.obs_spec, final[i], self.name, "step")
+        return {k: x[i] for k, x in self.read(final, "step").items()}
 
 # %% ../nbs/01_envs.ipynb #c065
 class Collector(Lockstep):
-    "Steps several environments together and hands out their transitions, one stream per environment."
+    """Steps several environments together and hands out their transitions, one stream per
+    environment."""
 
     def collect(self,
-        policy: Callable,       # (obs {key: (num_envs, ...)}, starts (num_envs,) bool) -> action tokens (num_envs, K_a)
-        steps: int,             # transitions to collect at least, all together; each environment is stepped equally often
-    ) -> tuple[list[Rows], list[EpisodeStats]]:             # one `Rows` per environment; the episodes that ended
+        policy: Callable,       # (obs {key: (num_envs, ...)}, starts (num_envs,) bool) -> action
+                                # tokens (num_envs, K_a)
+        steps: int,             # transitions to collect at least, all together; each environment is
+                                # stepped equally often
+    ) -> tuple[list[Rows], list[EpisodeStats]]:             # one `Rows` per environment; the
+                                                            # episodes that ended
         "Play on for `steps` steps. Episodes still open go on in the next call."
-        streams, finished, played = [Stream(self.obs_spec, self.action_spec) for _ in range(self.num_envs)], [], 0
+        streams, finished, played = (
+            [Stream(self.obs_spec, self.action_spec) for _ in range(self.num_envs)], [], 0
+        )
         while played < steps:
             played += self.num_envs - self.over.sum()
             finished += self._step(streams, np.asarray(policy(self.obs, self.starts.copy())))
         return [s.take() for s in streams], finished
 
     def _step(self, streams: list[Stream], tokens: np.ndarray) -> list[EpisodeStats]:
-        raw, reward, terminated, truncated, info = self.envs.step(np.asarray(self.action_spec.decode(tokens)))
-        after, ended, ignored, stats = self._copy(raw, "step"), terminated | truncated, self.over, []
+        raw, reward, terminated, truncated, info = self.envs.step(
+            np.asarray(self.action_spec.decode(tokens))
+        )
+        after, ended, ignored, stats = (
+            self._copy(raw, "step"), terminated | truncated, self.over, []
+        )
         for i, stream in enumerate(streams):
             if not ignored[i]:
-                stream.add({k: x[i] for k, x in self.obs.items()}, tokens[i], checked_reward(reward[i], self.name), terminated[i])     # Eq. (1.1)
+                # Eq. (1.1)
+                stream.add(
+                    {k: x[i] for k, x in self.obs.items()}, tokens[i],
+                    checked_reward(reward[i], self.name), terminated[i]
+                )
                 self.scores.add(i, stream.rows[-1][2])
             if ended[i]:
                 stream.add(self._final(after, info, i))

@@ -28,7 +28,7 @@ class Evaluation:
     "Raw returns and lengths of a fixed number of episodes."
     returns: tuple[float, ...]                                  # (E,) sums of raw rewards
     lengths: tuple[int, ...]                                    # (E,) agent steps
-    capped: int = 0                                             # how many of the episodes were cut; their returns are those so far
+    capped: int = 0             # how many of the episodes were cut; their returns are those so far
 
     @property
     def mean(self) -> float:
@@ -48,9 +48,11 @@ class Evaluation:
     def to_json(self) -> dict:
         "Plain numbers and lists; unknown spreads are null."
         known = len(self.returns) > 1
-        return {"episodes": len(self.returns), "mean": self.mean, "std": self.std if known else None, "sem": self.sem if known else None,
-                "mean_length": float(np.mean(self.lengths)), "returns": list(self.returns), "lengths": list(self.lengths),
-                "capped": self.capped}
+        return {
+            "episodes": len(self.returns), "mean": self.mean, "std": self.std if known else None,
+            "sem": self.sem if known else None, "mean_length": float(np.mean(self.lengths)),
+            "returns": list(self.returns), "lengths": list(self.lengths), "capped": self.capped
+        }
 
     @classmethod
     def from_json(cls, values: dict) -> "Evaluation":
@@ -82,7 +84,7 @@ def notice(
     "Inside, an error is told as a `Notice`, and what comes after this goes on."
     try:
         yield
-    except (Exception, SystemExit) as e:                        # whatever somebody else's code raises
+    except (Exception, SystemExit) as e:                    # whatever somebody else's code raises
         warnings.warn(f"{lead} ({reason(e)})", Notice, stacklevel=3)
 
 def close_all(envs: Iterable) -> None:
@@ -94,7 +96,7 @@ def close_all(envs: Iterable) -> None:
 # %% ../nbs/18_evaluate.ipynb #c014me3
 def seldom(
     say: Callable[[str], Any],
-    seconds: float,                                             # between two texts, and before the first
+    seconds: float,                                     # between two texts, and before the first
 ) -> Callable[[str], None]:
     "A function that passes texts on to `say`, but not all of them."
     last = time.monotonic()
@@ -106,7 +108,8 @@ def seldom(
     return tell
 
 def _as_many(found: list, calls: Sequence[Callable]) -> None:
-    "Add to `found` what the calls return, up to the first that fails, unless that is the first of all."
+    """Add to `found` what the calls return, up to the first that fails, unless that is the first of
+    all."""
     try:
         for call in calls:
             found.append(call())
@@ -118,11 +121,16 @@ def _as_many(found: list, calls: Sequence[Callable]) -> None:
                       f"--evaluation.num-envs {len(found)} asks for no more", Notice, stacklevel=4)
 
 # %% ../nbs/18_evaluate.ipynb #c015
-def _play(agent, envs: list, obs: list, policy: Callable, seeds: list[int], max_steps: int | None, say: Callable) -> Evaluation:
-    "Episode e in environment e mod n, all environments in lockstep; an environment whose quota is played is not stepped again."
-    n, left = len(envs), quotas(len(seeds), len(envs))          # episodes still to be played, Eq. (18.4)
+def _play(
+    agent, envs: list, obs: list, policy: Callable, seeds: list[int], max_steps: int | None,
+    say: Callable
+) -> Evaluation:
+    """Episode e in environment e mod n, all environments in lockstep; an environment whose quota is
+    played is not stepped again."""
+    n, left = len(envs), quotas(len(seeds), len(envs))  # episodes still to be played, Eq. (18.4)
     returns, lengths, capped = [0.0] * len(seeds), [0] * len(seeds), 0
-    current, obs, reset = list(range(n)), list(obs), np.ones(n, bool)   # number of the episode in each environment
+    # number of the episode in each environment
+    current, obs, reset = list(range(n)), list(obs), np.ones(n, bool)
     while left.any():
         tokens = policy({k: np.stack([o[k] for o in obs]) for k in obs[0]}, reset)
         actions, reset = agent.action_spec.decode(np.asarray(tokens)), np.zeros(n, bool)
@@ -136,7 +144,7 @@ def _play(agent, envs: list, obs: list, policy: Callable, seeds: list[int], max_
                 capped += not over
                 returns[e] = float(info.get(SCORE, (returns[e],))[0]) if over else returns[e]
                 left[i], current[i] = left[i] - 1, e + n
-                if left[i]:                                     # else it rests, and its last observation stays in the batch
+                if left[i]:             # else it rests, and its last observation stays in the batch
                     raw, reset[i] = envs[i].reset(seed=seeds[e + n])[0], True
             obs[i] = raw
         say(f"evaluation {len(seeds) - left.sum()}/{len(seeds)}, step {longest:,}")
@@ -145,18 +153,23 @@ def _play(agent, envs: list, obs: list, policy: Callable, seeds: list[int], max_
 # %% ../nbs/18_evaluate.ipynb #c016
 @torch.no_grad()
 def evaluate(
-    agent,                                                      # has obs_spec, action_spec and policy(n, ...)
-    env_fns: Sequence[Callable],                                # constructors of evaluation environments, played in parallel
+    agent,                                          # has obs_spec, action_spec and policy(n, ...)
+    env_fns: Sequence[Callable],    # constructors of evaluation environments, played in parallel
     episodes: int = 100,                                        # E, exactly
-    temperature: float = 0.5,                                   # of the policy: below 1 it is greedier than in training
+    temperature: float = 0.5,               # of the policy: below 1 it is greedier than in training
     seed: int = 0,                                              # of the environments and the policy
-    max_steps: int | None = None,                               # cut an episode after so many agent steps
+    max_steps: int | None = None,                       # cut an episode after so many agent steps
     say: Callable[[str], Any] = lambda text: None,              # told now and then how far it is
 ) -> Evaluation:
-    "Play `episodes` episodes with a fixed quota for each environment, Eq. (18.4), and return their raw scores."
+    """Play `episodes` episodes with a fixed quota for each environment, Eq. (18.4), and return
+    their raw scores."""
     if episodes < 1 or not env_fns:
-        raise UserError(f"evaluation needs at least one episode and one environment, not {episodes} and {len(env_fns)}")
-    policy_seed, *seeds = (np.random.SeedSequence(seed).generate_state(episodes + 1) >> 1).tolist()    # 31 bits: some simulators take no more
+        raise UserError(
+            "evaluation needs at least one episode and one environment, "
+            f"not {episodes} and {len(env_fns)}"
+        )
+    # 31 bits: some simulators take no more
+    policy_seed, *seeds = (np.random.SeedSequence(seed).generate_state(episodes + 1) >> 1).tolist()
     envs, first = [], []
     try:
         _as_many(envs, [lambda fn=fn: Lane(fn(), agent.obs_spec) for fn in env_fns[:episodes]])
@@ -176,33 +189,60 @@ class RandomAgent:
     def __init__(self, obs_spec: ObsSpec, action_spec: ActionSpec):
         self.obs_spec, self.action_spec = obs_spec, action_spec
 
-    def policy(self, num_envs: int, temperature: float = 1.0, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Callable:
-        "A function (obs, reset) -> action tokens (num_envs, K_a); `temperature` and `epsilon` change nothing."
+    def policy(
+        self, num_envs: int, temperature: float = 1.0, epsilon: float = 0.0,
+        generator: torch.Generator | None = None
+    ) -> Callable:
+        """A function (obs, reset) -> action tokens (num_envs, K_a); `temperature` and `epsilon`
+        change nothing."""
         sizes = torch.tensor(self.action_spec.nvec)
         def act(obs: dict, reset: np.ndarray) -> np.ndarray:
             u = torch.rand(num_envs, len(sizes), generator=generator, dtype=torch.float64)
-            return (u * sizes).long().numpy()                   # (n, K_a): 0 <= token < its dimension's count
+            return (u * sizes).long().numpy()       # (n, K_a): 0 <= token < its dimension's count
         return act
 
 # %% ../nbs/18_evaluate.ipynb #c022
-ATARI_SCORES = {    # game: (random, human)
-    "Alien": (227.8, 7127.7), "Amidar": (5.8, 1719.5), "Assault": (222.4, 742.0), "Asterix": (210.0, 8503.3),
-    "BankHeist": (14.2, 753.1), "BattleZone": (2360.0, 37187.5), "Boxing": (0.1, 12.1), "Breakout": (1.7, 30.5),
-    "ChopperCommand": (811.0, 7387.8), "CrazyClimber": (10780.5, 35829.4), "DemonAttack": (152.1, 1971.0), "Freeway": (0.0, 29.6),
-    "Frostbite": (65.2, 4334.7), "Gopher": (257.6, 2412.5), "Hero": (1027.0, 30826.4), "Jamesbond": (29.0, 302.8),
-    "Kangaroo": (52.0, 3035.0), "Krull": (1598.0, 2665.5), "KungFuMaster": (258.5, 22736.3), "MsPacman": (307.3, 6951.6),
-    "Pong": (-20.7, 14.6), "PrivateEye": (24.9, 69571.3), "Qbert": (163.9, 13455.0), "RoadRunner": (11.5, 7845.0),
-    "Seaquest": (68.4, 42054.7), "UpNDown": (533.4, 11693.2),
+ATARI_SCORES = {  # game: (random, human)
+    "Alien": (227.8, 7127.7),
+    "Amidar": (5.8, 1719.5),
+    "Assault": (222.4, 742.0),
+    "Asterix": (210.0, 8503.3),
+    "BankHeist": (14.2, 753.1),
+    "BattleZone": (2360.0, 37187.5),
+    "Boxing": (0.1, 12.1),
+    "Breakout": (1.7, 30.5),
+    "ChopperCommand": (811.0, 7387.8),
+    "CrazyClimber": (10780.5, 35829.4),
+    "DemonAttack": (152.1, 1971.0),
+    "Freeway": (0.0, 29.6),
+    "Frostbite": (65.2, 4334.7),
+    "Gopher": (257.6, 2412.5),
+    "Hero": (1027.0, 30826.4),
+    "Jamesbond": (29.0, 302.8),
+    "Kangaroo": (52.0, 3035.0),
+    "Krull": (1598.0, 2665.5),
+    "KungFuMaster": (258.5, 22736.3),
+    "MsPacman": (307.3, 6951.6),
+    "Pong": (-20.7, 14.6),
+    "PrivateEye": (24.9, 69571.3),
+    "Qbert": (163.9, 13455.0),
+    "RoadRunner": (11.5, 7845.0),
+    "Seaquest": (68.4, 42054.7),
+    "UpNDown": (533.4, 11693.2),
 }
 _GAMES = {game.lower(): game for game in ATARI_SCORES}
 
 def game_name(env_id: str) -> str:
-    'Name in `ATARI_SCORES` of an environment id: "ALE/Pong-v5", "PongNoFrameskip-v4", "pong" and "Pong" are all "Pong".'
+    """Name in `ATARI_SCORES` of an environment id: "ALE/Pong-v5", "PongNoFrameskip-v4", "pong" and
+    "Pong" are all "Pong"."""
     spelt = re.fullmatch(r"(?:ALE/)?(\w+?)(?:NoFrameskip|Deterministic)?(?:-v\d+)?", env_id)
     game = atari_game(env_id) if registered(env_id) else spelt and spelt[1]     # or a namesake
     short = (game or "").replace("_", "").lower()
     if short not in _GAMES:
-        raise UserError(f"no reference scores for {env_id!r}: it is not one of the 26 Atari-100K games ({', '.join(ATARI_SCORES)})")
+        raise UserError(
+            f"no reference scores for {env_id!r}: it is not one of the 26 Atari-100K games "
+            f"({', '.join(ATARI_SCORES)})"
+        )
     return _GAMES[short]
 
 def human_normalised(game: str, score):

@@ -26,7 +26,8 @@ def _array(label: str, x) -> np.ndarray:
     given = type(x).__name__
     try:
         x = np.asarray(x)
-    except (TypeError, ValueError, RuntimeError):               # rows of different lengths, a tensor on another device
+    # rows of different lengths, a tensor on another device
+    except (TypeError, ValueError, RuntimeError):
         raise UserError(f"{label}: {given} cannot be read as one array of numbers; "
                         "hand over a NumPy array") from None
     if x.dtype.kind not in "buif":
@@ -35,14 +36,18 @@ def _array(label: str, x) -> np.ndarray:
     return x
 
 def _whole(label: str, x: np.ndarray, start, count) -> np.ndarray:
-    "Whole numbers in [start, start + count) as 0-based int64, else UserError that begins with `label`."
-    with np.errstate(invalid="ignore"):                         # NaN casts to something; the comparison below finds it
+    """Whole numbers in [start, start + count) as 0-based int64, else UserError that begins with
+    `label`."""
+    with np.errstate(invalid="ignore"):     # NaN casts to something; the comparison below finds it
         n = x.astype(np.int64)
     good = (n == x) & (n >= start) & (n < np.add(start, count))
     if not good.all():
         at = tuple(np.argwhere(~good)[0].tolist())
         low, many = (np.broadcast_to(v, x.shape)[at] for v in (start, count))
-        raise UserError(f"{label}: {x[at]} at {at} is no whole number from {low} to {low + many - 1}; check the environment's space")
+        raise UserError(
+            f"{label}: {x[at]} at {at} is no whole number from {low} to {low + many - 1}; "
+            "check the environment's space"
+        )
     return n - start
 
 # %% ../nbs/00_spaces.ipynb #c023w1
@@ -63,43 +68,76 @@ def _of_sides(m: "Modality", shape: tuple) -> "Modality | None":
 # %% ../nbs/00_spaces.ipynb #c025
 KINDS = {"image": 3, "vector": 1, "categorical": 1, "grid": 3}      # axes of each
 MAX_CATEGORIES = 4096       # an entry with more values than this is a number, not a category
-MAX_TOKENS = 4096           # outside pictures every entry becomes a token: more than this is a mistake
+MAX_TOKENS = 4096       # outside pictures every entry becomes a token: more than this is a mistake
 MAX_BOUND = 1e6             # a bound from there on says nothing about the numbers to expect
 
+# %% ../nbs/00_spaces.ipynb #c025ca1
+def _settle(m: "Modality") -> None:
+    "Fill in what was left out; lists (from JSON) become tuples: hashable."
+    if m.kind not in KINDS:
+        raise UserError(
+            f"observation {m.key!r}: unknown kind {m.kind!r}; choose one of {', '.join(KINDS)}"
+        )
+    fill = dict(start=m.start or (0,) * len(m.nvec),
+                raw_shape=m.shape if m.raw_shape is None else m.raw_shape)
+    for name, value in dict(shape=m.shape, nvec=m.nvec, **fill).items():
+        object.__setattr__(m, name, tuple(index(n) for n in value))
+    path = m.path
+    if path is None:
+        path = () if m.key == "obs" else m.key.split("/")
+    object.__setattr__(m, "path", tuple(path))
+    in_dict = tuple(map(bool, m.in_dict)) or tuple(isinstance(key, str) for key in m.path)
+    object.__setattr__(m, "in_dict", in_dict)
+    object.__setattr__(m, "bound", tuple(float(b) for b in m.bound))
+
+def _check(m: "Modality") -> None:
+    "Raise `UserError` where two of its fields contradict each other."
+    within = all(0 <= b < MAX_BOUND for b in m.bound)
+    if m.bound and not (m.kind == "vector" and len(m.bound) == m.shape[0] and within):
+        raise UserError(
+            f"observation {m.key!r}: bound {m.bound} does not fit a {m.kind} of shape {m.shape}"
+        )
+    if (len(m.shape) != KINDS[m.kind] or prod(m.shape) != prod(m.raw_shape)
+            or min((*m.shape, *m.nvec)) < 1):
+        raise UserError(
+            f"observation {m.key!r}: shape {m.shape}, read from {m.raw_shape}, "
+            f"does not make a {m.kind}"
+        )
+    counted = m.kind in ("categorical", "grid")
+    if counted and not len(m.nvec) == len(m.start) == m.shape[-1]:
+        raise UserError(
+            f"observation {m.key!r}: {len(m.nvec)} category counts for shape "
+            f"{m.shape}; give one per entry of its last axis"
+        )
+    if len(m.in_dict) != len(m.path):
+        raise UserError(
+            f"observation {m.key!r}: in_dict {m.in_dict} must say of each key of "
+            f"{m.path} whether it is one of a Dict"
+        )
+    np.dtype(m.raw_dtype or "uint8")
+
+# %% ../nbs/00_spaces.ipynb #c025p1
 @dataclass(frozen=True)
 class Modality:
     "One part $o^{(i)}$ of an observation, Eq. (0.6): how it arrives and what it becomes."
     key: str                            # name; nested keys joined with "/"
     kind: str                           # image | vector | categorical | grid
     shape: tuple                        # (H, W, C) | (n,) | (n,) | (rows, cols, channels)
-    nvec: tuple = ()                    # categories: one count per position (categorical) or channel (grid)
+    nvec: tuple = ()            # categories: one count per position (categorical) or channel (grid)
     start: tuple = ()                   # smallest raw value of each; () means 0
-    raw_shape: tuple | None = None      # shape in which the environment hands it over; None: as `shape`
-    path: tuple | None = None           # keys that lead to it; None: `key` cut at "/" ("obs" stands for a bare space)
-    bound: tuple = ()                   # vector: largest magnitude that the space allows each entry, 0 where it names none; () means none at all
-    raw_dtype: str = ""                 # number format in which the environment hands it over; "": uint8, float32 or int64, as `read` returns it
-    in_dict: tuple = ()                 # whether each key of `path` is one of a Dict; (): words are, numbers count the parts of a Tuple
+    raw_shape: tuple | None = None  # shape in which the environment hands it over; None: as `shape`
+    path: tuple | None = None           # keys that lead to it; None: `key` cut at "/" ("obs" stands
+                                        # for a bare space)
+    bound: tuple = ()                   # vector: largest magnitude that the space allows each
+                                        # entry, 0 where it names none; () means none at all
+    raw_dtype: str = ""                 # number format in which the environment hands it over; "":
+                                        # uint8, float32 or int64, as `read` returns it
+    in_dict: tuple = ()                 # whether each key of `path` is one of a Dict; (): words
+                                        # are, numbers count the parts of a Tuple
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(f"observation {self.key!r}: unknown kind {self.kind!r}; choose one of {', '.join(KINDS)}")
-        fill = dict(start=self.start or (0,) * len(self.nvec),
-                    raw_shape=self.shape if self.raw_shape is None else self.raw_shape)
-        for name, value in dict(shape=self.shape, nvec=self.nvec, **fill).items():
-            object.__setattr__(self, name, tuple(index(n) for n in value))      # lists (from JSON) become tuples of ints: hashable
-        path = (() if self.key == "obs" else self.key.split("/")) if self.path is None else self.path
-        object.__setattr__(self, "path", tuple(path))
-        object.__setattr__(self, "in_dict", tuple(map(bool, self.in_dict)) or tuple(isinstance(key, str) for key in self.path))
-        object.__setattr__(self, "bound", tuple(float(b) for b in self.bound))
-        if self.bound and not (self.kind == "vector" and len(self.bound) == self.shape[0] and all(0 <= b < MAX_BOUND for b in self.bound)):
-            raise UserError(f"observation {self.key!r}: bound {self.bound} does not fit a {self.kind} of shape {self.shape}")
-        if len(self.shape) != KINDS[self.kind] or prod(self.shape) != prod(self.raw_shape) or min((*self.shape, *self.nvec)) < 1:
-            raise UserError(f"observation {self.key!r}: shape {self.shape}, read from {self.raw_shape}, does not make a {self.kind}")
-        if self.kind in ("categorical", "grid") and not len(self.nvec) == len(self.start) == self.shape[-1]:
-            raise UserError(f"observation {self.key!r}: {len(self.nvec)} category counts for shape {self.shape}; give one per entry of its last axis")
-        if len(self.in_dict) != len(self.path):
-            raise UserError(f"observation {self.key!r}: in_dict {self.in_dict} must say of each key of {self.path} whether it is one of a Dict")
-        np.dtype(self.raw_dtype or "uint8")
+        _settle(self)
+        _check(self)
 
     def read(self, raw, batch: bool = False,        # batch: a leading axis B
              resize: Callable | None = None) -> np.ndarray:     # (picture, sides) -> one that fits
@@ -109,28 +147,36 @@ class Modality:
         if resize and (other := _of_sides(self, x.shape)):
             return resize(other.read(raw), self.shape[:2])
         if x.ndim != len(self.raw_shape) + batch or x.shape[batch:] != self.raw_shape:
-            raise UserError(f"{label}: expected {('B',) * batch + self.raw_shape}, as its space says")
+            raise UserError(
+                f"{label}: expected {('B',) * batch + self.raw_shape}, as its space says"
+            )
         x = x.reshape(x.shape[:batch] + self.shape)
         if self.kind == "vector":
             with np.errstate(over="ignore"):
                 x = x.astype(np.float32, order="C")
-            if not np.isfinite(x).all():                        # Eq. (0.1): no NaN or infinity in Omega
-                raise UserError(f"{label}: NaN or infinity; mend the environment or clip it in a wrapper")
+            if not np.isfinite(x).all():                    # Eq. (0.1): no NaN or infinity in Omega
+                raise UserError(
+                    f"{label}: NaN or infinity; mend the environment or clip it in a wrapper"
+                )
             return x
         if self.kind == "image":
             return np.array(x if x.dtype == np.uint8 else _levels_of_grey(label, x), order="C")
-        return _whole(label, x, np.array(self.start), np.array(self.nvec))   # Eq. (0.1): 0 <= category < nvec
+        # Eq. (0.1): 0 <= category < nvec
+        return _whole(label, x, np.array(self.start), np.array(self.nvec))
 
 # %% ../nbs/00_spaces.ipynb #c028
 def _range(space: gs.Space):
-    "Smallest and largest value of every entry of a whole-number space, as arrays of Python ints; None for other spaces."
+    """Smallest and largest value of every entry of a whole-number space, as arrays of Python ints;
+    None for other spaces."""
     exact = lambda x: np.asarray(np.asarray(x).astype(object), dtype=object)
     if isinstance(space, gs.Box):
         return (exact(space.low), exact(space.high)) if space.dtype.kind in "bui" else None
     if isinstance(space, gs.MultiBinary):
         return exact(np.zeros(space.shape, int)), exact(np.ones(space.shape, int))
     if isinstance(space, (gs.Discrete, gs.MultiDiscrete)):
-        first, count = exact(space.start), exact(space.n if isinstance(space, gs.Discrete) else space.nvec)
+        first, count = (
+            exact(space.start), exact(space.n if isinstance(space, gs.Discrete) else space.nvec)
+        )
         return first, exact(first + count - 1)
 
 def _too_wide(low, high) -> bool:
@@ -143,8 +189,14 @@ def _override(key: str, kind: str) -> str:
     return f'overrides={{{key!r}: "{kind}"}} (--obs-kinds {key!r} {kind})'
 
 def _is_image(space: gs.Space, first: bool = False) -> bool:
-    "A uint8 Box with the full range of grey levels, (H, W) or (H, W, C) with C of 1, 3 or 4, sides of 8 pixels at least; `first`: (C, H, W)."
-    if not isinstance(space, gs.Box) or space.dtype != np.uint8 or (space.low > 0).any() or (space.high < 255).any():
+    """A uint8 Box with the full range of grey levels, (H, W) or (H, W, C) with C of 1, 3 or 4,
+    sides of 8 pixels at least; `first`: (C, H, W)."""
+    if (
+        not isinstance(space, gs.Box)
+        or space.dtype != np.uint8
+        or (space.low > 0).any()
+        or (space.high < 255).any()
+    ):
         return False
     s = space.shape if first or len(space.shape) == 3 else (*space.shape, 1)
     sides, colour = (s[1:], s[:1]) if first else (s[:2], s[2:])
@@ -158,8 +210,10 @@ def _kind(key: str, space: gs.Space) -> str:
         other = f"or drop the key, {_override(key, 'drop')}"
         if prod(space.shape) <= MAX_TOKENS:
             other = f"or if it is a map: {_override(key, 'grid')}"
-        raise UserError(f"observation {key!r}: shape {space.shape} looks like a picture with colour "
-                        f"first; move colour or stacked frames to the last axis in a wrapper, {other}")
+        raise UserError(
+            f"observation {key!r}: shape {space.shape} looks like a picture with colour "
+            f"first; move colour or stacked frames to the last axis in a wrapper, {other}"
+        )
     bounds = _range(space)
     if bounds is None:
         return "vector"
@@ -169,17 +223,27 @@ def _kind(key: str, space: gs.Space) -> str:
 
 # %% ../nbs/00_spaces.ipynb #c032
 def _categories(key: str, path: tuple, space: gs.Space, kind: str) -> Modality:
-    "A categorical or grid `Modality`: smallest value and number of values of every position or channel."
+    """A categorical or grid `Modality`: smallest value and number of values of every position or
+    channel."""
     raw, bounds = tuple(space.shape), _range(space)
     if bounds is None or (kind == "grid" and len(raw) not in (2, 3)):
-        raise UserError(f"observation {key!r}: {space.dtype} {raw} is no {kind}: that takes whole numbers" + ", 2-D or 3-D" * (kind == "grid")
-                        + "; leave the override out, or round it to an integer Box in a wrapper")
+        raise UserError(
+            f"observation {key!r}: {space.dtype} {raw} is no {kind}: that takes whole numbers"
+            + ", 2-D or 3-D" * (kind == "grid")
+            + "; leave the override out, or round it to an integer Box in a wrapper"
+        )
     shape = (prod(raw),) if kind == "categorical" else raw if len(raw) == 3 else (*raw, 1)
-    cells = tuple(range(len(shape) - 1))                        # in a grid all cells of a channel share its categories
+    cells = tuple(range(len(shape) - 1))    # in a grid all cells of a channel share its categories
     low, high = bounds[0].reshape(shape).min(cells), bounds[1].reshape(shape).max(cells)
     if _too_wide(low, high):
-        raise UserError(f"observation {key!r}: {low.min()} to {high.max()} are too many or too large for categories; read them as numbers, {_override(key, 'vector')}")
-    return Modality(key, kind, shape, tuple(int(n) for n in high - low + 1), tuple(int(n) for n in low), raw, path)
+        raise UserError(
+            f"observation {key!r}: {low.min()} to {high.max()} are too many or too large for "
+            f"categories; read them as numbers, {_override(key, 'vector')}"
+        )
+    return Modality(
+        key, kind, shape, tuple(int(n) for n in high - low + 1), tuple(int(n) for n in low), raw,
+        path
+    )
 
 # %% ../nbs/00_spaces.ipynb #c033
 def _colour_first(shape: tuple) -> bool:
@@ -190,26 +254,42 @@ def _picture(key: str, path: tuple, space: gs.Space) -> Modality:
     "An image `Modality`."
     raw = tuple(space.shape)
     if space.dtype != np.uint8 or len(raw) not in (2, 3):
-        raise UserError(f"observation {key!r}: an image is uint8 of shape (H, W) or (H, W, C), not {space.dtype} {raw}; convert it in a wrapper")
+        raise UserError(
+            f"observation {key!r}: an image is uint8 of shape (H, W) or (H, W, C), "
+            f"not {space.dtype} {raw}; convert it in a wrapper"
+        )
     if _colour_first(raw):
-        raise UserError(f"observation {key!r}: shape {raw} has colour or stacked frames first; move them to the last axis in a wrapper")
+        raise UserError(
+            f"observation {key!r}: shape {raw} has colour or stacked frames first; "
+            "move them to the last axis in a wrapper"
+        )
     return Modality(key, "image", raw if len(raw) == 3 else (*raw, 1), raw_shape=raw, path=path)
 
 def _bound(space: gs.Space) -> tuple:
-    "Largest magnitude of every entry of a Box, 0 where its bounds are missing or no more than the end of the number format."
+    """Largest magnitude of every entry of a Box, 0 where its bounds are missing or no more than the
+    end of the number format."""
     if not isinstance(space, gs.Box):
         return ()
-    most = np.maximum(np.abs(space.low.astype(np.float64)), np.abs(space.high.astype(np.float64))).ravel()
+    most = np.maximum(
+        np.abs(space.low.astype(np.float64)), np.abs(space.high.astype(np.float64))
+    ).ravel()
     return tuple(np.where(most < MAX_BOUND, most, 0.0).tolist())
 
 def _modality(path: tuple, space: gs.Space, kind: str | None) -> Modality:
     "The `Modality` of one space without children; `kind` overrules the inferred one."
     key = _key(path)
     if not isinstance(space, (gs.Box, gs.Discrete, gs.MultiDiscrete, gs.MultiBinary)):
-        raise UserError(f"observation {key!r}: {type(space).__name__} spaces have no tokens here; drop the key, {_override(key, 'drop')}, or turn it into a Box or Discrete in a wrapper")
+        raise UserError(
+            f"observation {key!r}: {type(space).__name__} spaces have no tokens here; "
+            f"drop the key, {_override(key, 'drop')}, or turn it into a Box or Discrete in a "
+            "wrapper"
+        )
     raw = tuple(space.shape)
     if prod(raw) == 0:
-        raise UserError(f"observation {key!r}: shape {raw} holds nothing; drop the key, {_override(key, 'drop')}")
+        raise UserError(
+            f"observation {key!r}: shape {raw} holds nothing; drop the key, "
+            f"{_override(key, 'drop')}"
+        )
     kind = kind or _kind(key, space)
     if kind == "image":
         return _picture(key, path, space)
@@ -239,14 +319,20 @@ def _leaves(space: gs.Space, path: tuple = (), in_dict: tuple = ()):
         return
     for key, child in children:
         if not isinstance(key, (str, int)):
-            raise UserError(f"observation key {key!r} is a {type(key).__name__}; rename it to a string in a wrapper")
+            raise UserError(
+                f"observation key {key!r} is a {type(key).__name__}; "
+                "rename it to a string in a wrapper"
+            )
         yield from _leaves(child, (*path, key), (*in_dict, isinstance(space, gs.Dict)))
 
 def _distinct(keys: list) -> None:
     "Refuses two parts of one name."
     for key in keys:
         if keys.count(key) > 1:
-            raise UserError(f'two observation keys are the same once joined with "/": {key!r}; rename one in a wrapper')
+            raise UserError(
+                f'two observation keys are the same once joined with "/": {key!r}; '
+                'rename one in a wrapper'
+            )
 
 def _from_plain(cls: type, values: dict):
     "`cls(**values)` of what JSON gave back, else UserError."
@@ -255,7 +341,9 @@ def _from_plain(cls: type, values: dict):
     except UserError:
         raise
     except (TypeError, ValueError, AttributeError) as e:
-        raise UserError(f"no {cls.__name__} as to_json writes it: {' '.join(str(e).split())}") from None
+        raise UserError(
+            f"no {cls.__name__} as to_json writes it: {' '.join(str(e).split())}"
+        ) from None
 
 # %% ../nbs/00_spaces.ipynb #c036
 def _lookup(m: Modality, obs):
@@ -265,12 +353,15 @@ def _lookup(m: Modality, obs):
             obs = obs[key]
         return obs
     except (KeyError, IndexError, TypeError):
-        raise UserError(f"observation {m.key!r} is missing; build the spec from this environment's space") from None
+        raise UserError(
+            f"observation {m.key!r} is missing; build the spec from this environment's space"
+        ) from None
 
 # %% ../nbs/00_spaces.ipynb #c037
 @dataclass(frozen=True)
 class ObsSpec:
-    "What an observation consists of, Eq. (0.6); reads observations into arrays of known shape and type."
+    """What an observation consists of, Eq. (0.6); reads observations into arrays of known shape and
+    type."""
     modalities: tuple[Modality, ...]
 
     def __post_init__(self):
@@ -281,18 +372,32 @@ class ObsSpec:
 
     @classmethod
     def from_space(cls, space: gs.Space, overrides: dict[str, str] | None = None) -> "ObsSpec":
-        'Inferred from any Gymnasium space. `overrides`: key -> image | vector | categorical | grid | "drop".'
+        """Inferred from any Gymnasium space.
+
+        `overrides`: key -> image | vector | categorical | grid | "drop"."""
         found, overrides = [(_key(leaf[0]), leaf) for leaf in _leaves(space)], overrides or {}
         _distinct([key for key, _ in found])
         if not isinstance(overrides, dict):
-            raise UserError(f'overrides name a kind for each key, {{"camera": "image"}}; {overrides!r} does not')
+            raise UserError(
+                f'overrides name a kind for each key, {{"camera": "image"}}; {overrides!r} does not'
+            )
         leaves = dict(found)
         for key, kind in overrides.items():
             if key not in leaves or kind not in (*KINDS, "drop"):
-                raise UserError(f"override {key!r}: {kind!r} is wrong: keys are {', '.join(map(repr, leaves))}, kinds {', '.join(KINDS)} and drop")
+                raise UserError(
+                    f"override {key!r}: {kind!r} is wrong: keys are "
+                    f"{', '.join(map(repr, leaves))}, kinds {', '.join(KINDS)} and drop"
+                )
         kept = {key: leaf for key, leaf in leaves.items() if overrides.get(key) != "drop"}
-        return cls(tuple(replace(_modality(path, leaf, overrides.get(key)), raw_dtype=str(leaf.dtype), in_dict=in_dict)
-                         for key, (path, in_dict, leaf) in kept.items()))
+        return cls(
+            tuple(
+                replace(
+                    _modality(path, leaf, overrides.get(key)), raw_dtype=str(leaf.dtype),
+                    in_dict=in_dict
+                )
+                for key, (path, in_dict, leaf) in kept.items()
+            )
+        )
 
     def flatten(self, obs, batch: bool = False,
                 resize: Callable | None = None) -> dict[str, np.ndarray]:
@@ -324,12 +429,14 @@ def picture_parts(
 # %% ../nbs/00_spaces.ipynb #c042
 ACTIONS = ("discrete", "multidiscrete", "continuous")
 
+# %% ../nbs/00_spaces.ipynb #c042p1
 @dataclass(frozen=True)
 class ActionSpec:
-    "What an action consists of: K_a dimensions, each one token; translates actions to tokens and back."
+    """What an action consists of: K_a dimensions, each one token; translates actions to tokens and
+    back."""
     kind: str                           # discrete | multidiscrete | continuous
     nvec: tuple[int, ...]               # (K_a,) tokens to choose from in each dimension
-    start: tuple = ()                   # (K_a,) discrete: raw value of token 0; continuous: lower bound
+    start: tuple = ()               # (K_a,) discrete: raw value of token 0; continuous: lower bound
     high: tuple = ()                    # (K_a,) continuous: upper bound
     shape: tuple = ()                   # shape of one action in the environment
     dtype: str = "int64"                # its type there
@@ -342,9 +449,16 @@ class ActionSpec:
             object.__setattr__(self, "start", (0,) * self.count)
         if self.shape == () and self.count != 1:
             object.__setattr__(self, "shape", (self.count,))
-        ordered = self.kind != "continuous" or (len(self.high) == self.count and all(-np.inf < a <= b < np.inf for a, b in zip(self.start, self.high)))
-        if self.kind not in ACTIONS or not self.nvec or min(self.nvec) < 1 or len(self.start) != self.count or prod(self.shape) != self.count or not ordered:
-            raise UserError(f"no action: kind {self.kind!r}, choices {self.nvec}, first {self.start}, last {self.high}, shape {self.shape}; kinds are {', '.join(ACTIONS)}")
+        ordered = self.kind != "continuous" or (
+            len(self.high) == self.count
+            and all(-np.inf < a <= b < np.inf for a, b in zip(self.start, self.high))
+        )
+        if (self.kind not in ACTIONS or not self.nvec or min(self.nvec) < 1
+                or len(self.start) != self.count or prod(self.shape) != self.count or not ordered):
+            raise UserError(
+                f"no action: kind {self.kind!r}, choices {self.nvec}, first {self.start}, "
+                f"last {self.high}, shape {self.shape}; kinds are {', '.join(ACTIONS)}"
+            )
         np.dtype(self.dtype)
 
     @property
@@ -363,11 +477,13 @@ class ActionSpec:
         return _action_spec(cls, space, levels)
 
     def encode(self, actions) -> np.ndarray:
-        "Actions of a batch (B, ...) -> tokens (B, K_a) int64; the nearest level where they are continuous."
+        """Actions of a batch (B, ...) -> tokens (B, K_a) int64; the nearest level where they are
+        continuous."""
         return _encode_action(self, actions)
 
     def decode(self, tokens) -> "list[int] | np.ndarray":
-        "Tokens (B, K_a) -> what B environments expect: a list of ints (discrete) or an array (B, *shape)."
+        """Tokens (B, K_a) -> what B environments expect: a list of ints (discrete) or an array (B,
+        *shape)."""
         return _decode_action(self, tokens)
 
     def to_json(self) -> dict:
@@ -383,17 +499,30 @@ class ActionSpec:
 def _action_spec(cls, space: gs.Space, levels: int) -> ActionSpec:
     "See `ActionSpec.from_space`."
     if not isinstance(space, (gs.Discrete, gs.MultiDiscrete, gs.MultiBinary, gs.Box)):
-        raise UserError(f"action space {type(space).__name__} is not supported: one action is a Discrete, MultiDiscrete, MultiBinary or Box; flatten it in a wrapper (gymnasium.wrappers.TransformAction)")
+        raise UserError(
+            f"action space {type(space).__name__} is not supported: one action is a Discrete, "
+            "MultiDiscrete, MultiBinary or Box; flatten it in a wrapper "
+            "(gymnasium.wrappers.TransformAction)"
+        )
     what, bounds = f"action space {type(space).__name__} of shape {space.shape}", _range(space)
     if not 0 < prod(space.shape) <= MAX_TOKENS:
-        raise UserError(f"{what}: {prod(space.shape)} dimensions, each a token; from 1 to {MAX_TOKENS} can be used")
+        raise UserError(
+            f"{what}: {prod(space.shape)} dimensions, each a token; "
+            f"from 1 to {MAX_TOKENS} can be used"
+        )
     if bounds is None:
         return _continuous(cls, space, levels, what)
     low, high = (b.reshape(-1) for b in bounds)
     if _too_wide(low, high):
-        raise UserError(f"{what}: {low.min()} to {high.max()} are too many or too large choices in one dimension; wrap it to {MAX_CATEGORIES} at most")
-    return cls("discrete" if isinstance(space, gs.Discrete) else "multidiscrete", tuple(int(n) for n in high - low + 1),
-               tuple(int(n) for n in low), shape=space.shape, dtype=str(space.dtype))
+        raise UserError(
+            f"{what}: {low.min()} to {high.max()} are too many or too large choices in one "
+            f"dimension; wrap it to {MAX_CATEGORIES} at most"
+        )
+    return cls(
+        "discrete" if isinstance(space, gs.Discrete) else "multidiscrete",
+        tuple(int(n) for n in high - low + 1), tuple(int(n) for n in low), shape=space.shape,
+        dtype=str(space.dtype)
+    )
 
 def _continuous(cls, space: gs.Box, levels: int, what: str) -> ActionSpec:
     "A float Box: `levels` per dimension, one where the bounds coincide."
@@ -401,17 +530,28 @@ def _continuous(cls, space: gs.Box, levels: int, what: str) -> ActionSpec:
     with np.errstate(over="ignore", invalid="ignore"):
         usable = space.is_bounded() and np.isfinite(high - low).all()
     if not usable:
-        raise UserError(f"{what}: needs finite bounds; give it some in a wrapper (gymnasium.wrappers.TransformAction)")
+        raise UserError(
+            f"{what}: needs finite bounds; give it some in a wrapper "
+            "(gymnasium.wrappers.TransformAction)"
+        )
     if levels < 2:
         raise UserError(f"{what}: {levels} levels are too few; take 2 at least")
-    spec = cls("continuous", tuple(levels if b > a else 1 for a, b in zip(low, high)), low, high, space.shape, str(space.dtype))
-    tokens = np.minimum(np.arange(levels)[:, None], np.array(spec.nvec) - 1)        # every level of every dimension
+    spec = cls(
+        "continuous", tuple(levels if b > a else 1 for a, b in zip(low, high)), low, high,
+        space.shape, str(space.dtype)
+    )
+    # every level of every dimension
+    tokens = np.minimum(np.arange(levels)[:, None], np.array(spec.nvec) - 1)
     if (spec.encode(spec.decode(tokens)) != tokens).any():
-        raise UserError(f"{what}: {levels} levels do not fit between its bounds in {space.dtype}; rescale it in a wrapper (gymnasium.wrappers.RescaleAction)")
+        raise UserError(
+            f"{what}: {levels} levels do not fit between its bounds in {space.dtype}; "
+            "rescale it in a wrapper (gymnasium.wrappers.RescaleAction)"
+        )
     return spec
 
 def _levels(spec: ActionSpec):
-    "Lower end, upper end and distance of the levels in each dimension: three float64 arrays (K_a,), Eq. (4.7)."
+    """Lower end, upper end and distance of the levels in each dimension: three float64 arrays
+    (K_a,), Eq. (4.7)."""
     low, high = np.array(spec.start, np.float64), np.array(spec.high)
     return low, high, (high - low) / np.maximum(np.array(spec.nvec) - 1, 1)
 
@@ -425,10 +565,14 @@ def _encode_action(spec: ActionSpec, actions) -> np.ndarray:
     if spec.kind != "continuous":
         return _whole("action", x, np.array(spec.start), np.array(spec.nvec))
     low, high, step = _levels(spec)
-    slack = max(1e-6, np.finfo(spec.dtype).eps) * np.maximum(np.abs(low), np.abs(high))      # rounding at the ends
+    # rounding at the ends
+    slack = max(1e-6, np.finfo(spec.dtype).eps) * np.maximum(np.abs(low), np.abs(high))
     if not ((x >= low - slack) & (x <= high + slack)).all():
         at = np.argwhere(~((x >= low - slack) & (x <= high + slack)))[0]
-        raise UserError(f"action: {x[tuple(at)]} in dimension {at[1]} is not between {low[at[1]]:g} and {high[at[1]]:g}; clip it first")
+        raise UserError(
+            f"action: {x[tuple(at)]} in dimension {at[1]} is not between {low[at[1]]:g} and "
+            f"{high[at[1]]:g}; clip it first"
+        )
     nearest = np.rint((x - low) / np.where(step > 0, step, 1))  # Eq. (4.8)
     return nearest.clip(0, np.array(spec.nvec) - 1).astype(np.int64)
 
@@ -443,7 +587,8 @@ def _decode_action(spec: ActionSpec, tokens) -> "list[int] | np.ndarray":
     if spec.kind == "multidiscrete":
         return (t + np.array(spec.start)).astype(spec.dtype).reshape(len(t), *spec.shape)
     low, high, step = _levels(spec)
-    x = np.where(t == np.array(spec.nvec) - 1, high, low + step * t)        # Eq. (4.7); the last level is the bound itself, to the last digit
+    # Eq. (4.7); the last level is the bound itself, to the last digit
+    x = np.where(t == np.array(spec.nvec) - 1, high, low + step * t)
     return x.astype(spec.dtype).reshape(len(t), *spec.shape)
 
 # %% ../nbs/00_spaces.ipynb #c047
@@ -453,7 +598,7 @@ class TokenGroup:
     key: str                                # name of the modality
     kind: str                               # its kind
     count: int                              # K_i: tokens
-    vocab: tuple[int, ...]                  # vocabulary of each symbol of a token; (N,) unless a grid has channels
+    vocab: tuple[int, ...]  # vocabulary of each symbol of a token; (N,) unless a grid has channels
     grid: tuple[int, int] | None = None     # rows, columns of spatial tokens
     sizes: tuple[int, ...] | None = None    # categorical: valid categories per position
 
@@ -465,7 +610,8 @@ class TokenGroup:
 # %% ../nbs/00_spaces.ipynb #c048
 @dataclass(frozen=True)
 class TokenLayout:
-    "Where each modality's symbols lie in the flat tensor z (..., S): groups in order, token by token, channels innermost."
+    """Where each modality's symbols lie in the flat tensor z (..., S): groups in order, token by
+    token, channels innermost."""
     groups: tuple[TokenGroup, ...]
 
     @property
@@ -488,9 +634,14 @@ class TokenLayout:
         if z.shape[-1] != self.S:
             raise UserError(f"tokens: last axis {z.shape[-1]}, this layout has {self.S} symbols")
         parts = self.slices()
-        return {g.key: z[..., parts[g.key]].reshape(*z.shape[:-1], g.count, len(g.vocab)) for g in self.groups}
+        return {
+            g.key: z[..., parts[g.key]].reshape(*z.shape[:-1], g.count, len(g.vocab))
+            for g in self.groups
+        }
 
     def join(self, parts: dict):
         "{key: (..., K_i, C_i)} -> z (..., S): undoes `split`, Eq. (0.6)."
         flat = [parts[g.key].reshape(*parts[g.key].shape[:-2], g.symbols) for g in self.groups]
-        return torch.cat(flat, -1) if isinstance(flat[0], torch.Tensor) else np.concatenate(flat, -1)
+        return (
+            torch.cat(flat, -1) if isinstance(flat[0], torch.Tensor) else np.concatenate(flat, -1)
+        )

@@ -35,14 +35,20 @@ def slots(
 ) -> int:
     "m, the runs that all machines have room for at a time: Eq. (34.3)."
     whole = lambda x: int(x + 1e-9)
-    room = lambda n: whole(n.get("GPU", 0) / gpus) if gpus >= 1 else whole(n.get("GPU", 0)) * whole(1 / gpus)
-    return sum(min(whole(n.get("CPU", 0) / cpus), room(n)) if gpus else whole(n.get("CPU", 0) / cpus) for n in nodes)      # Eq. (34.3)
+    room = lambda n: (
+        whole(n.get("GPU", 0) / gpus) if gpus >= 1 else whole(n.get("GPU", 0)) * whole(1 / gpus)
+    )
+    # Eq. (34.3)
+    return sum(
+        min(whole(n.get("CPU", 0) / cpus), room(n)) if gpus else whole(n.get("CPU", 0) / cpus)
+        for n in nodes
+    )
 
 # %% ../nbs/34_suite.ipynb #c011
 def schedule(
     seconds: Sequence[float],       # p_j, duration of every run
     slots: int,                     # m, runs at a time
-) -> list[tuple[int, float, float]]:        # for every run, in the order of `seconds`: slot, begin, end
+) -> list[tuple[int, float, float]]:    # for every run, in the order of `seconds`: slot, begin, end
     "List scheduling: whenever a slot is free, the next run begins in it."
     free, plan = [0.0] * slots, []
     for p in seconds:
@@ -52,9 +58,11 @@ def schedule(
     return plan
 
 def makespan_bounds(seconds: Sequence[float], slots: int) -> tuple[float, float]:
-    "What no plan can be faster than, and what list scheduling is never slower than: Eqs. (34.4), (34.5)."
+    """What no plan can be faster than, and what list scheduling is never slower than: Eqs. (34.4),
+    (34.5)."""
     total, longest = sum(seconds), max(seconds)
-    return max(total / slots, longest), total / slots + (1 - 1 / slots) * longest      # Eqs. (34.4), (34.5)
+    # Eqs. (34.4), (34.5)
+    return max(total / slots, longest), total / slots + (1 - 1 / slots) * longest
 
 # %% ../nbs/34_suite.ipynb #c014
 @dataclass
@@ -62,7 +70,7 @@ class Job:
     "One run of a suite, and how it stands."
     config: Config
     folder: Path
-    words: tuple[str, ...]                  # of the command that trains it, without the program's name
+    words: tuple[str, ...]              # of the command that trains it, without the program's name
     status: str = "waiting"                 # waiting | running | finished | failed
     attempts: int = 0
     error: str = ""                         # what the last attempt said that failed
@@ -78,7 +86,8 @@ class Job:
         return self.folder.with_name(self.folder.name + ".log")
 
     def history(self) -> list[dict]:
-        "What it has written down; nothing if that is damaged: the run mends it, or says why it cannot."
+        """What it has written down; nothing if that is damaged: the run mends it, or says why it
+        cannot."""
         with suppress(UserError, OSError):
             return [r for r in RunFolder(self.folder).history() if isinstance(r, dict)]
         return []
@@ -107,11 +116,15 @@ def make_jobs(
     seeds: Sequence[int],
     out: Path,                              # folder of the suite
     words: Sequence[str],                   # options that every run gets
-    read: Callable[[Sequence[str]], Config],# what `simulus-nb train` makes of options; raises `UserError`
+    read: Callable[[Sequence[str]], Config],  # what `simulus-nb train` makes of options; raises
+                                              # `UserError`
 ) -> list[Job]:
-    "Every game with every seed. `UserError` for options that no run understands, or that the suite gives itself."
+    """Every game with every seed.
+
+    `UserError` for options that no run understands, or that the suite gives itself."""
     ours = [w for w in words if w.split("=")[0] in ("--env", "--seed", "--out", "--resume")]
-    if ours: raise UserError(f"leave out {ours[0]}: the suite gives it to every run by itself")
+    if ours:
+        raise UserError(f"leave out {ours[0]}: the suite gives it to every run by itself")
     jobs = []
     for env in dict.fromkeys(map(env_id, games)):
         config = read(["train", "--env", env, *words])
@@ -119,11 +132,24 @@ def make_jobs(
             folder = out / default_folder(c).name
             try:
                 stored = RunFolder(folder).read_config()
-            except (UserError, OSError):                        # none, or damaged: that is its own run's affair
+            except (UserError, OSError):            # none, or damaged: that is its own run's affair
                 stored = c
             for name, (here, there) in differences(c, stored).items():
-                if name != "epochs": raise UserError(f"{folder} holds a run with {name} = {there}, not {here}: choose another folder with --out")
-            jobs.append(Job(c, folder, ("train", "--resume", "--out", str(folder), "--env", env, "--seed", str(c.seed), *words)))
+                if name != "epochs":
+                    raise UserError(
+                        f"{folder} holds a run with {name} = {there}, not {here}: "
+                        "choose another folder with --out"
+                    )
+            jobs.append(
+                Job(
+                    c,
+                    folder,
+                    (
+                        "train", "--resume", "--out", str(folder), "--env", env, "--seed",
+                        str(c.seed), *words
+                    ),
+                )
+            )
     return jobs
 
 # %% ../nbs/34_suite.ipynb #c018
@@ -135,31 +161,44 @@ def attempt(
 ) -> int | None:                    # exit code; None: not begun, since the suite has ended
     "Run a command to its end; if the suite ends first, ask it with SIGTERM to end too."
     while (out := take(log)) is None and take(suite, shared=True) is None:
-        time.sleep(0.2)                                         # an attempt of an earlier suite still writes there
-    if out is None or (ended := take(suite, shared=True)) is not None: return None
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True)
+        time.sleep(0.2)                         # an attempt of an earlier suite still writes there
+    if out is None or (ended := take(suite, shared=True)) is not None:
+        return None
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd,
+        start_new_session=True
+    )
     while process.poll() is None:
         time.sleep(0.2)
-        if ended is None and (ended := take(suite, shared=True)) is not None: process.terminate()
+        if ended is None and (ended := take(suite, shared=True)) is not None:
+            process.terminate()
     return process.returncode
 
 # %% ../nbs/34_suite.ipynb #c019
 @contextmanager
 def claim(path: Path) -> Iterator[io.IOBase]:
-    "Keep a suite's file locked, until it is closed; waits for the runs of an earlier suite. `UserError` if another suite is at work."
+    """Keep a suite's file locked, until it is closed; waits for the runs of an earlier suite.
+    `UserError` if another suite is at work."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UserError(f"cannot write to {path.parent}: {e.strerror}; choose another folder with --out") from None
+        raise UserError(
+            f"cannot write to {path.parent}: {e.strerror}; choose another folder with --out"
+        ) from None
     while (file := take(path)) is None:
         if (others := take(path, shared=True)) is None:
-            raise UserError(f"another suite is at work in {path.parent}: wait for it, or choose another folder with --out")
+            raise UserError(
+                f"another suite is at work in {path.parent}: wait for it, "
+                "or choose another folder with --out"
+            )
         others.close()
         time.sleep(0.2)
-    with file: yield file
+    with file:
+        yield file
 
 # %% ../nbs/34_suite.ipynb #c022
-FRAME = re.compile(r'^  File ".*", line \d+.*\n(?:    .*\n)*', re.M)      # of a traceback, with its code
+# of a traceback, with its code
+FRAME = re.compile(r'^  File ".*", line \d+.*\n(?:    .*\n)*', re.M)
 
 def last_line(log: Path) -> str:
     "The last thing a run has said, on one line; of a traceback the whole error."
@@ -177,12 +216,16 @@ def run_jobs(
     jobs: Sequence[Job],
     slots: int,                                             # runs at a time
     start: Callable[[Job], object],                         # begins an attempt and returns a handle
-    wait: Callable[[list], tuple[object, int | None]],      # waits for one of the handles: it, and its exit code (None: unknown)
+    wait: Callable[[list], tuple[object, int | None]],      # waits for one of the handles: it, and
+                                                            # its exit code (None: unknown)
     retries: int,                                           # attempts after the first
     say: Callable[[Job], None],                             # told of every change
 ) -> None:
-    "Run all that wait, longest first; what fails goes to the end of the queue until it has failed too often."
-    queue, running = sorted((j for j in jobs if j.status == "waiting"), key=Job.work, reverse=True), {}
+    """Run all that wait, longest first; what fails goes to the end of the queue until it has failed
+    too often."""
+    queue, running = (
+        sorted((j for j in jobs if j.status == "waiting"), key=Job.work, reverse=True), {}
+    )
     while queue or running:
         while queue and len(running) < slots:
             job = queue.pop(0)
@@ -197,7 +240,8 @@ def run_jobs(
             killed = f"killed by signal {-code}" if code else "its worker was lost"
             job.error = last_line(job.log) if code is not None and code >= 0 else killed
             job.status = "failed" if job.attempts > retries else "waiting"
-            if job.status == "waiting": queue.append(job)
+            if job.status == "waiting":
+                queue.append(job)
         say(job)
 
 # %% ../nbs/34_suite.ipynb #c023
@@ -206,19 +250,31 @@ def row(job: Job) -> dict:
     folder = RunFolder(job.folder)
     result, history = folder.result(job.config.epochs), job.history()
     last = history[-1] if history else {}
-    end = read_json(folder.manifest) if result else {"env_steps": last.get("env_steps"), "wall_seconds": last.get("seconds/total")}
-    found = dict(env=job.config.env, seed=job.config.seed, status=job.status, score=None, sem=None, human_normalised=None)
+    end = (
+        read_json(folder.manifest)
+        if result
+        else {"env_steps": last.get("env_steps"), "wall_seconds": last.get("seconds/total")}
+    )
+    found = dict(
+        env=job.config.env, seed=job.config.seed, status=job.status, score=None, sem=None,
+        human_normalised=None
+    )
     if result:
         found |= dict(score=result.mean, sem=result.sem if len(result.returns) > 1 else None)
         with suppress(UserError):                               # no game with reference scores
             found["human_normalised"] = human_normalised(job.config.env, result.mean)
-    return found | dict(env_steps=end.get("env_steps"), wall_seconds=end.get("wall_seconds"), attempts=job.attempts,
-                        command="simulus-nb " + shlex.join(job.words), folder=str(job.folder), error=job.error)
+    return found | dict(
+        env_steps=end.get("env_steps"), wall_seconds=end.get("wall_seconds"), attempts=job.attempts,
+        command="simulus-nb " + shlex.join(job.words), folder=str(job.folder), error=job.error
+    )
 
 def write_tables(jobs: Iterable[Job], out: Path, command: str) -> list[dict]:
     "results.json, results.csv and results.md, each whole or not at all; returns the rows."
     rows = [row(job) for job in jobs]
-    write_atomic(out / "results.json", json.dumps({"command": command, "runs": rows}, indent=1, allow_nan=False) + "\n")
+    write_atomic(
+        out / "results.json",
+        json.dumps({"command": command, "runs": rows}, indent=1, allow_nan=False) + "\n"
+    )
     text = io.StringIO()
     table = csv.DictWriter(text, rows[0], lineterminator="\n")
     table.writeheader(), table.writerows(rows)
@@ -228,19 +284,28 @@ def write_tables(jobs: Iterable[Job], out: Path, command: str) -> list[dict]:
 
 def markdown(rows: Sequence[dict]) -> str:
     "The table for people."
-    columns = ("env", "seed", "status", "score", "human_normalised", "env_steps", "wall_seconds", "attempts", "command", "error")
+    columns = (
+        "env", "seed", "status", "score", "human_normalised", "env_steps", "wall_seconds",
+        "attempts", "command", "error"
+    )
     def cell(x) -> str:
         text = "" if x is None else f"{x:.4g}" if isinstance(x, float) else " ".join(str(x).split())
         return text.replace("|", "\\|")
-    lines = [" | ".join(columns), "|".join(["---"] * len(columns)), *(" | ".join(cell(r[c]) for c in columns) for r in rows)]
+    lines = [
+        " | ".join(columns), "|".join(["---"] * len(columns)),
+        *(" | ".join(cell(r[c]) for c in columns) for r in rows)
+    ]
     return "".join(f"| {line} |\n" for line in lines)
 
 # %% ../nbs/34_suite.ipynb #c024
 def describe(job: Job) -> str:
     "How a run stands, on one line."
     again = "will be tried again" if job.status == "waiting" else f"see {job.log}"
-    if job.error and job.status != "running": return f"{job.name}: attempt {job.attempts} failed ({job.error}); {again}"
-    return f"{job.name}: {job.status}" + (f", attempt {job.attempts}" if job.status == "running" and job.attempts > 1 else "")
+    if job.error and job.status != "running":
+        return f"{job.name}: attempt {job.attempts} failed ({job.error}); {again}"
+    return f"{job.name}: {job.status}" + (
+        f", attempt {job.attempts}" if job.status == "running" and job.attempts > 1 else ""
+    )
 
 def run_suite(
     jobs: Sequence[Job],
@@ -249,14 +314,20 @@ def run_suite(
     retries: int,
     command: str,                           # that started the suite
 ) -> list[dict]:
-    "Run what is not finished and keep the tables up to date; returns the rows. After Ctrl-C all runs save and stop."
+    """Run what is not finished and keep the tables up to date; returns the rows. After Ctrl-C all
+    runs save and stop."""
     def say(job: Job) -> None:
         write_tables(jobs, out, command)
-        print(f"{describe(job)} ({sum(j.status == 'finished' for j in jobs)} of {len(jobs)} runs finished)", flush=True)
+        print(
+            f"{describe(job)} ({sum(j.status == 'finished' for j in jobs)} of {len(jobs)} runs "
+            "finished)",
+            flush=True
+        )
     suite = out / "suite.lock"
     with claim(suite) as lock:
         for job in jobs:
-            if job.finished(): job.status = "finished"
+            if job.finished():
+                job.status = "finished"
         if any(job.status == "waiting" for job in jobs):
             workers = pool(suite.resolve())
             try:
@@ -264,7 +335,8 @@ def run_suite(
             except KeyboardInterrupt:
                 lock.close()                                    # attempts notice
                 for job in (j for j in jobs if j.status == "running"):
-                    while take(job.log) is None: time.sleep(0.2)
+                    while take(job.log) is None:
+                        time.sleep(0.2)
                     job.status = "waiting"
                 raise
             finally:
@@ -272,8 +344,13 @@ def run_suite(
         return write_tables(jobs, out, command)
 
 # %% ../nbs/34_suite.ipynb #c030
-ENTRY = "import sys; sys.path[:] = filter(None, sys.path); import simulus_nb; sys.exit(simulus_nb.main())"      # not in the working folder
+# not in the working folder
+ENTRY = (
+    "import sys; sys.path[:] = filter(None, sys.path); import simulus_nb; "
+    "sys.exit(simulus_nb.main())"
+)
 
+# %% ../nbs/34_suite.ipynb #c030p1
 class RayPool:
     "Attempts on a Ray cluster: the one that RAY_ADDRESS names, else this machine alone."
 
@@ -281,35 +358,54 @@ class RayPool:
         try:
             import ray
         except ImportError:
-            raise UserError('a suite runs on Ray, which is not installed: pip install "simulus-nb[sweep]"') from None
+            raise UserError(
+                'a suite runs on Ray, which is not installed: pip install "simulus-nb[sweep]"'
+            ) from None
         self.ray, self.suite = ray, suite
         here = Path.cwd()
-        os.chdir(sys.prefix)                                    # Ray's workers look for modules where it starts
+        os.chdir(sys.prefix)                        # Ray's workers look for modules where it starts
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", ignore_reinit_error=True)
-        except Exception as e:                                  # whatever keeps a cluster from starting
+            ray.init(
+                include_dashboard=False, log_to_driver=False, logging_level="error",
+                ignore_reinit_error=True
+            )
+        except Exception as e:                              # whatever keeps a cluster from starting
             why, address = " ".join(str(e).split())[:300], os.environ.get("RAY_ADDRESS")
-            raise UserError(f"Ray does not start ({type(e).__name__}: {why}): "
-                            + (f"RAY_ADDRESS is {address}; unset it to use this machine alone" if address else "try again after: ray stop")) from None
+            raise UserError(
+                f"Ray does not start ({type(e).__name__}: {why}): "
+                + (
+                    f"RAY_ADDRESS is {address}; unset it to use this machine alone"
+                    if address
+                    else "try again after: ray stop"
+                )
+            ) from None
         finally:
             os.chdir(here)
         nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-        gpus = gpus if any("GPU" in n for n in nodes) else 0                    # without GPUs runs are on CPUs
+        gpus = gpus if any("GPU" in n for n in nodes) else 0        # without GPUs runs are on CPUs
         self.slots = slots(nodes, cpus, gpus)
         if not self.slots:
-            raise UserError(f"no machine has the {cpus:g} CPUs and {gpus:g} GPUs of a run: lower --cpus or --gpus")
-        for module in (__name__, take.__module__):                              # workers need not import this library
+            raise UserError(
+                f"no machine has the {cpus:g} CPUs and {gpus:g} GPUs of a run: "
+                "lower --cpus or --gpus"
+            )
+        for module in (__name__, take.__module__):          # workers need not import this library
             ray.cloudpickle.register_pickle_by_value(sys.modules[module])
         self.remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(attempt)
 
     def start(self, job: Job) -> object:
         "Begin an attempt."
         job.folder.parent.mkdir(parents=True, exist_ok=True)
-        return self.remote.remote([sys.executable, "-c", ENTRY, *job.words], str(job.log.absolute()), str(self.suite), str(Path.cwd()))
+        return self.remote.remote(
+            [sys.executable, "-c", ENTRY, *job.words], str(job.log.absolute()), str(self.suite),
+            str(Path.cwd())
+        )
 
     def wait(self, handles: list) -> tuple[object, int | None]:
         "The first attempt to end, and its exit code; None if the worker was lost."
-        while not (ended := self.ray.wait(handles, timeout=1)[0]): pass         # a second at a time: somebody may press Ctrl-C
+        # a second at a time: somebody may press Ctrl-C
+        while not (ended := self.ray.wait(handles, timeout=1)[0]):
+            pass
         try:
             return ended[0], self.ray.get(ended[0])
         except self.ray.exceptions.RayError:

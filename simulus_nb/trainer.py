@@ -54,8 +54,10 @@ from simulus_nb.checkpoint import (
     sweep, write_atomic, writing
 )
 from .config import Config, cost, differences, flat
-from .distributed import (any_of, everyone, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place, processes, rank,
-                                    share_random)
+from simulus_nb.distributed import (
+    any_of, everyone, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place,
+    processes, rank, share_random
+)
 from .dream import dream_media, whole
 from simulus_nb.envs import (
     SCORE, Collector, ResizeImages, Rows, Stream, built, check_env_options, make_env, opened, scored
@@ -71,11 +73,15 @@ from .world_model import WorldModel, world_model_loss
 # %% ../nbs/20_trainer.ipynb #c006
 def pick_device(choice: str) -> torch.device:
     "`auto` is CUDA where there is one, else Apple's GPU, else the CPU."
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {
+        "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()
+    }
     if choice == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
     if not there[choice]:
-        raise UserError(f"device '{choice}' is not available on this machine: use --device auto or --device cpu")
+        raise UserError(
+            f"device '{choice}' is not available on this machine: use --device auto or --device cpu"
+        )
     return torch.device(choice)
 
 # %% ../nbs/20_trainer.ipynb #c008
@@ -95,13 +101,20 @@ def adamw(
     "AdamW over the trainable parameters, Eq. (20.4)."
     params = [p for p in module.parameters() if p.requires_grad]
     matrices = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    groups = [dict(params=[p for p in params if id(p) in matrices], weight_decay=weight_decay),
-              dict(params=[p for p in params if id(p) not in matrices], weight_decay=weight_decay * everything)]
+    groups = [
+        dict(params=[p for p in params if id(p) in matrices], weight_decay=weight_decay),
+        dict(
+            params=[p for p in params if id(p) not in matrices],
+            weight_decay=weight_decay * everything
+        ),
+    ]
     fused = params[0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=lr, fused=fused, capturable=capturable)
 
 
-def update(module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> Tensor:
+def update(
+    module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float
+) -> Tensor:
     "One step down `loss`, Eqs. (20.3), (20.4); returns the gradient's norm before it was clipped."
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -118,24 +131,48 @@ def losses_of(
     """{stage: loss}, each (...) -> (scalar, metrics).
 
     The gradients are those of whole batches, also where several processes share them."""
-    for name, training in {"train_v": config.train_v, "train_m": config.train_m, "train_c": config.train_c}.items():
+    for name, training in {
+        "train_v": config.train_v, "train_m": config.train_m, "train_c": config.train_c
+    }.items():
         if training.batch % processes():
-            raise UserError(f"{name}.batch = {training.batch} cannot be shared equally by {processes()} processes: use a multiple of {processes()}")
+            raise UserError(
+                f"{name}.batch = {training.batch} cannot be shared equally by {processes()} "
+                f"processes: use a multiple of {processes()}"
+            )
     V, M, C = agent.tokenizer, agent.world_model, agent.controller
     of_c = partial(controller_loss, C, everyone=everyone)
     losses = {"m": parallel(M, make(partial(world_model_loss, M, everyone=everyone))),
               "c": parallel(C, of_c), "critic": parallel(C, of_c, idle=True)}
-    return losses | ({"v": parallel(V, make(V.loss))} if V.images() else {})    # else there is nothing to learn
+    # else there is nothing to learn
+    return losses | ({"v": parallel(V, make(V.loss))} if V.images() else {})
 
 # %% ../nbs/20_trainer.ipynb #c013a
 def optimizers_of(agent: Agent, config: Config) -> dict[str, torch.optim.AdamW]:
     "{part: its optimiser}; without pictures V has nothing to learn."
-    make, v, m, c = partial(adamw, capturable=config.graphs), config.train_v, config.train_m, config.train_c
+    make, v, m, c = (
+        partial(adamw, capturable=config.graphs), config.train_v, config.train_m, config.train_c
+    )
     found = {"m": make(agent.world_model, m.lr, m.weight_decay),
              "c": make(agent.controller, c.lr, c.weight_decay, everything=True)}
     if agent.tokenizer.images():
         found["v"] = make(agent.tokenizer, v.lr, v.weight_decay, everything=True)
     return found
+
+def _perceptual_of(agent: Agent, config: Config) -> nn.Module | None:
+    "The perceptual loss, on the agent's device; None without one, or where V learns nothing."
+    found = None
+    if agent.tokenizer.images():
+        found = make_perceptual(config.tokenizer.image.perceptual)
+    return None if found is None else to_device(found, agent.device)
+
+def _updated(
+    module: nn.Module, optimizer: torch.optim.AdamW, loss: Tensor, metrics: dict[str, Tensor],
+    clip: float,
+) -> dict[str, Tensor]:
+    "One update, after which the module is back in evaluation mode; the metrics of it."
+    norm = update(module, optimizer, loss, clip)
+    module.eval()
+    return {**metrics, "grad_norm": norm}
 
 def make_constants(model: WorldModel, config: Config) -> None:
     "The tables of M's passes: made inside a compiled function, each would break it in two."
@@ -150,30 +187,31 @@ def as_graphs(
     "Steps that are replayed as CUDA graphs, all in one memory pool: chapter 29."
     if device.type != "cuda" or processes() > 1:
         where = f"on {device.type}" if processes() == 1 else "in several processes"
-        raise UserError(f"--graphs records CUDA graphs, and this run is {where}: leave the option out")
+        raise UserError(
+            f"--graphs records CUDA graphs, and this run is {where}: leave the option out"
+        )
     recorder = Recorder()
     return {name: GraphedStep(step, [generator], recorder) for name, step in steps.items()}
 
 # %% ../nbs/20_trainer.ipynb #c014
 class Learner:
-    "One optimiser and one loss for each of V, M and C; no gradient crosses from one to another, Eq. (20.5)."
+    """One optimiser and one loss for each of V, M and C; no gradient crosses from one to another,
+    Eq. (20.5)."""
 
     def __init__(self, agent: Agent, config: Config, generator: torch.Generator | None = None):
         self.agent, self.config, self.generator = agent, config, generator
         self.optimizers = optimizers_of(agent, config)
-        self.perceptual = None
-        if "v" in self.optimizers:
-            self.perceptual = make_perceptual(config.tokenizer.image.perceptual)
-        if self.perceptual is not None:
-            to_device(self.perceptual, agent.device)
+        self.perceptual = _perceptual_of(agent, config)
         c = config.train_c
         self.scale = ReturnScale(c.scale_window, batch=c.batch * (c.horizon - 1)).to(agent.device)
-        self.arithmetic = use_precision(pick_precision(config.precision, agent.device), agent.device)
+        precision = pick_precision(config.precision, agent.device)
+        self.arithmetic = use_precision(precision, agent.device)
         make = partial(compiled, device=agent.device) if config.compile else (lambda work: work)
         self.losses = losses_of(agent, config, make)
         self.encode, self.predict = make(agent.tokenizer.encode), make(agent.world_model.forward)
         if config.compile:
-            with self.arithmetic(agent.world_model): make_constants(agent.world_model, config)
+            with self.arithmetic(agent.world_model):
+                make_constants(agent.world_model, config)
         self.steps = {"v": self._v, "m": self._m, "c": partial(self._c, actor=True),
                       "critic": partial(self._c, actor=False)}
         if config.graphs:
@@ -188,7 +226,8 @@ class Learner:
         return self.step("m", vars(s))
 
     def c_step(self, context: Segment, actor: bool = True) -> dict[str, Tensor]:
-        "One update of C on dreams that begin at the end of real contexts; the contexts' rewards are not read, Eq. (20.6)."
+        """One update of C on dreams that begin at the end of real contexts; the contexts' rewards
+        are not read, Eq. (20.6)."""
         return self.step("c" if actor else "critic", vars(context))
 
     def step(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -199,39 +238,72 @@ class Learner:
         tokenizer = self.agent.tokenizer.train()
         with self.arithmetic(tokenizer, self.perceptual):
             loss, metrics = self.losses["v"](frames, self.perceptual)
-        norm = update(tokenizer, self.optimizers["v"], loss, self.config.train_v.clip)
-        tokenizer.eval()
-        return {**metrics, "grad_norm": norm}
+        clip = self.config.train_v.clip
+        return _updated(tokenizer, self.optimizers["v"], loss, metrics, clip)
 
     def _m(self, segment: dict[str, Tensor]) -> dict[str, Tensor]:
         s, model = Segment(**segment), self.agent.world_model.train()
         with self.arithmetic(model), own_noise(self.generator, self.agent.device):
-            loss, metrics = self.losses["m"](s.z, s.action, s.reward, s.done, s.mask, self.config.train_m.context)
-        norm = update(model, self.optimizers["m"], loss, self.config.train_m.clip)
-        model.eval()
-        return {**metrics, "grad_norm": norm}
+            loss, metrics = self.losses["m"](
+                s.z, s.action, s.reward, s.done, s.mask, self.config.train_m.context
+            )
+        return _updated(model, self.optimizers["m"], loss, metrics, self.config.train_m.clip)
 
     def _c(self, context: dict[str, Tensor], actor: bool) -> dict[str, Tensor]:
         c, model, controller = self.config.train_c, self.agent.world_model, self.agent.controller
-        with self.arithmetic(model, controller), own_noise(self.generator, self.agent.device) as generator:
+        with (self.arithmetic(model, controller),
+              own_noise(self.generator, self.agent.device) as generator):
             dream = imagine(model, controller, Segment(**context), c.horizon, generator,
                             c.context, self.predict)
-        controller.train()                                      # cuDNN's LSTM learns in no other mode
+        controller.train()                                  # cuDNN's LSTM learns in no other mode
         with self.arithmetic(controller):
-            loss, metrics = self.losses["c" if actor else "critic"](dream, self.scale, c.loss, actor)
-        norm = update(controller, self.optimizers["c"], loss, c.clip)
-        controller.eval()
-        return {**metrics, "grad_norm": norm}
+            loss_of = self.losses["c" if actor else "critic"]
+            loss, metrics = loss_of(dream, self.scale, c.loss, actor)
+        return _updated(controller, self.optimizers["c"], loss, metrics, c.clip)
 
 # %% ../nbs/20_trainer.ipynb #c016
 def default_folder(config: Config) -> Path:
     "Where a run lives that was given no folder."
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.env)[:150]       # no file system takes more than 255
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.env)[:150]   # no file system takes more than 255
     return Path("runs") / f"{name}-seed{config.seed}"
 
 # %% ../nbs/20_trainer.ipynb #c017
-WRITTEN = ("*.json", "metrics.jsonl", "run.lock", "checkpoint", "collected", "media", "events.out.*", ".partial-*")
+WRITTEN = (
+    "*.json", "metrics.jsonl", "run.lock", "checkpoint", "collected", "media", "events.out.*",
+    ".partial-*"
+)
 
+# %% ../nbs/20_trainer.ipynb #c017ca1
+def _config_in(path: Path) -> Config:
+    "The configuration in a run's `config.json`."
+    try:
+        return Config.from_json(read_json(path))
+    except MissingError:
+        raise UserError(f"{path.parent} holds no run: there is no {path.name} in it") from None
+    except (DamagedError, RecursionError) as e:
+        raise UserError(
+            f"{path} is damaged: {str(e).removeprefix(f'{path} is ')}"
+        ) from None
+    except ValueError as e:
+        raise (e if isinstance(e, UserError) else UserError(f"{path} is damaged: {e}")) from None
+
+def _history_in(path: Path, epochs: int | None) -> list[dict]:
+    "The first `epochs` whole lines of a run's `metrics.jsonl`."
+    try:
+        lines = read_bytes(path).decode("utf8").splitlines(keepends=True)
+        found = [json.loads(line) for line in lines[:epochs] if line.endswith("\n")]
+    except MissingError:
+        return []
+    except (ValueError, RecursionError):
+        found = [None]
+    if not all(isinstance(record, dict) for record in found):
+        raise UserError(
+            f"{path} is damaged: a line of it is no JSON object; "
+            "--resume restores it from the checkpoint"
+        )
+    return found
+
+# %% ../nbs/20_trainer.ipynb #c017p1
 class RunFolder:
     "The files of a run."
 
@@ -250,17 +322,25 @@ class RunFolder:
             sweep(self.path)
             return FolderLock(self.path)
         except OSError as e:
-            raise UserError(f"cannot write to {e.filename or self.path}: {e.strerror}; choose another folder with --out") from None
+            raise UserError(
+                f"cannot write to {e.filename or self.path}: {e.strerror}; "
+                "choose another folder with --out"
+            ) from None
 
     def create(self, config: Config) -> None:
         "Begin a run; refuses a folder that already holds one."
         if self.config.exists():
-            raise UserError(f"{self.path} already holds a run: continue it with --resume, or choose another folder with --out")
+            raise UserError(
+                f"{self.path} already holds a run: continue it with --resume, "
+                "or choose another folder with --out"
+            )
         try:
             self.media.mkdir(parents=True, exist_ok=True)
             self.write(self.config, config.to_json())
         except OSError as e:
-            raise UserError(f"cannot write to {self.path}: {e.strerror}; choose another folder with --out") from None
+            raise UserError(
+                f"cannot write to {self.path}: {e.strerror}; choose another folder with --out"
+            ) from None
 
     def write(self, path: Path, value: dict) -> None:
         "One JSON file, whole or not at all."
@@ -268,32 +348,19 @@ class RunFolder:
 
     def read_config(self) -> Config:
         "The configuration this run was started with."
-        try:
-            return Config.from_json(read_json(self.config))
-        except MissingError:
-            raise UserError(f"{self.path} holds no run: there is no {self.config.name} in it") from None
-        except (DamagedError, RecursionError) as e:
-            raise UserError(f"{self.config} is damaged: {str(e).removeprefix(f'{self.config} is ')}") from None
-        except ValueError as e:
-            raise e if isinstance(e, UserError) else UserError(f"{self.config} is damaged: {e}") from None
+        return _config_in(self.config)
 
     def history(self, epochs: int | None = None) -> list[dict]:
-        "One dict per finished epoch, the first `epochs` of them; a last line cut short by a crash is left out."
-        try:
-            lines = read_bytes(self.metrics).decode("utf8").splitlines(keepends=True)
-            found = [json.loads(line) for line in lines[:epochs] if line.endswith("\n")]
-        except MissingError:
-            return []
-        except (ValueError, RecursionError):
-            found = [None]
-        if not all(isinstance(record, dict) for record in found):
-            raise UserError(f"{self.metrics} is damaged: a line of it is no JSON object; --resume restores it from the checkpoint")
-        return found
+        """One dict per finished epoch, the first `epochs` of them; a last line cut short by a crash
+        is left out."""
+        return _history_in(self.metrics, epochs)
 
     def result(self, epochs: int) -> Evaluation | None:
-        "The final evaluation, if the run is finished after `epochs` epochs: the manifest is the last file that a run writes."
+        """The final evaluation, if the run is finished after `epochs` epochs: the manifest is the
+        last file that a run writes."""
         try:
-            manifest, found = read_json(self.manifest), Evaluation.from_json(read_json(self.evaluation))
+            manifest = read_json(self.manifest)
+            found = Evaluation.from_json(read_json(self.evaluation))
             sound = 0 < len(found.returns) == len(found.lengths) and manifest["epochs"] == epochs
             return found if sound else None
         except (ValueError, LookupError, TypeError, OverflowError):
@@ -304,7 +371,9 @@ def check_settings(config: Config, meta: dict) -> None:
     "Raise a `UserError` unless a checkpoint was made with these settings. Their length may differ."
     for name, (here, there) in differences(config, Config.from_json(meta["config"])).items():
         if name != "epochs":
-            raise UserError(f"it was made with {name} = {there}, and {here} is what this run's settings say")
+            raise UserError(
+                f"it was made with {name} = {there}, and {here} is what this run's settings say"
+            )
 
 def agent_of(
     folder: RunFolder,
@@ -312,7 +381,9 @@ def agent_of(
     which: str = "last",                # or "best"
     load: Callable = Agent.load,        # takes these, and a check
 ) -> tuple[Config, Any]:                # settings, and the agent
-    "Settings and agent of a run. `UserError` for a checkpoint of another run, or a link to elsewhere."
+    """Settings and agent of a run.
+
+    `UserError` for a checkpoint of another run, or a link to elsewhere."""
     check_ordinary(folder.path, WRITTEN)
     config = folder.read_config()
     def check(save: Path, meta: dict) -> None:
@@ -326,12 +397,15 @@ def agent_of(
 
 # %% ../nbs/20_trainer.ipynb #c019
 def git_commit() -> str | None:
-    "Commit of the source tree this library was imported from; None for an installed wheel, also of one inside of somebody's repository."
+    """Commit of the source tree this library was imported from; None for an installed wheel, also
+    of one inside of somebody's repository."""
     here = Path(find_spec("simulus_nb").origin).parent
     plain = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    ask = partial(subprocess.run, cwd=here, env=plain, capture_output=True, text=True, timeout=5, check=True)
+    ask = partial(
+        subprocess.run, cwd=here, env=plain, capture_output=True, text=True, timeout=5, check=True
+    )
     try:
-        ask(["git", "ls-files", "--error-unmatch", "__init__.py"])          # are these files its own?
+        ask(["git", "ls-files", "--error-unmatch", "__init__.py"])      # are these files its own?
         return ask(["git", "rev-parse", "HEAD"]).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
@@ -346,9 +420,12 @@ def circumstances(config: Config, device: torch.device, command: str) -> dict:
         except PackageNotFoundError:
             versions[package] = None
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return dict(command=command, env=config.env, seed=config.seed, device=str(device), gpu=gpu, processes=processes(), machine=platform.machine(), system=platform.system(),
-                threads=torch.get_num_threads(), python=platform.python_version(), versions=versions, git_commit=git_commit(),
-                perceptual=config.tokenizer.image.perceptual)
+    return dict(
+        command=command, env=config.env, seed=config.seed, device=str(device), gpu=gpu,
+        processes=processes(), machine=platform.machine(), system=platform.system(),
+        threads=torch.get_num_threads(), python=platform.python_version(), versions=versions,
+        git_commit=git_commit(), perceptual=config.tokenizer.image.perceptual
+    )
 
 # %% ../nbs/20_trainer.ipynb #c022
 OWN = "python:"          # how the name of an environment begins that a function makes
@@ -375,7 +452,9 @@ def infer_specs(config: Config, factory: Callable | None = None) -> tuple[ObsSpe
     "What the configured environment shows and takes."
     env = env_maker(config, True, factory)()
     try:
-        return ObsSpec.from_space(env.observation_space, config.obs_kinds), ActionSpec.from_space(env.action_space, levels=config.tokenizer.action_levels)
+        return ObsSpec.from_space(env.observation_space, config.obs_kinds), ActionSpec.from_space(
+            env.action_space, levels=config.tokenizer.action_levels
+        )
     finally:
         close_all([env])
 
@@ -388,20 +467,33 @@ def make_agent(config: Config, obs_spec: ObsSpec, action_spec: ActionSpec) -> Ag
 def make_replay(config: Config, agent: Agent) -> ReplayBuffer:
     "An empty buffer that fits the agent's tokens, on its device."
     c, layout = config.collect, agent.tokenizer.layout
-    return ReplayBuffer(c.capacity, agent.obs_spec, agent.action_spec.count, layout.S, c.num_envs, agent.device)
+    return ReplayBuffer(
+        c.capacity, agent.obs_spec, agent.action_spec.count, layout.S, c.num_envs, agent.device
+    )
 
 
 def fill_replay(replay: ReplayBuffer, agent: Agent, state: dict[str, Tensor]) -> None:
-    "Load a saved state into the agent's buffer; `DamagedError` if it is none, or speaks another language than this agent."
+    """Load a saved state into the agent's buffer; `DamagedError` if it is none, or speaks another
+    language than this agent."""
     try:
         replay.load_state_dict(state)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
-        raise e if isinstance(e, UserError) or ran_out(e) else DamagedError(f"the saved replay buffer makes no sense ({type(e).__name__}: {e})") from None
+        raise (
+            e
+            if isinstance(e, UserError) or ran_out(e)
+            else DamagedError(f"the saved replay buffer makes no sense ({type(e).__name__}: {e})")
+        ) from None
     vocabs = [n for g in agent.tokenizer.layout.groups for n in g.vocab * g.count]
-    for what, column, sizes in (("token", replay.tokens, vocabs), ("action", replay.action, agent.action_spec.nvec)):
+    for what, column, sizes in (
+        ("token", replay.tokens, vocabs), ("action", replay.action, agent.action_spec.nvec)
+    ):
         x = column[replay.filled()]
         if bool(((x < 0) | (x >= torch.tensor(sizes, device=x.device))).any()):
-            raise DamagedError(f"the saved replay buffer holds an {what} that the agent does not know".replace("an token", "a token"))
+            raise DamagedError(
+                f"the saved replay buffer holds an {what} that the agent does not know".replace(
+                    "an token", "a token"
+                )
+            )
 
 # %% ../nbs/20_trainer.ipynb #c022co2
 def ask_first(
@@ -412,8 +504,11 @@ def ask_first(
     module = env.rpartition(":")[0]
     if not module or env.startswith(OWN) or allow is True or allow == env or module in sys.modules:
         return
-    raise UserError(f"to play {env}, its Python module {module!r} has to run, which only the run's settings name: "
-                    f"if you trust it, add --allow-import (train: or --env {env}; Python: allow_import=True)")
+    raise UserError(
+        f"to play {env}, its Python module {module!r} has to run, "
+        "which only the run's settings name: "
+        f"if you trust it, add --allow-import (train: or --env {env}; Python: allow_import=True)"
+    )
 
 # %% ../nbs/20_trainer.ipynb #c024
 class Stopped(KeyboardInterrupt):
@@ -421,7 +516,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """While entered, a first SIGINT, SIGTERM or SIGHUP is a wish that `pause` grants; a second one is a KeyboardInterrupt.
+    """While entered, a first SIGINT, SIGTERM or SIGHUP is a wish that `pause` grants; a second one
+    is a KeyboardInterrupt.
 
     Outside the main thread nothing changes. Under nohup SIGHUP stays ignored."""
     active: "Signals | None" = None          # the outermost one
@@ -432,7 +528,10 @@ class Signals:
             Signals.active = self
             hup = getattr(signal, "SIGHUP", None)               # not on Windows
             more = [] if hup is None or signal.getsignal(hup) is signal.SIG_IGN else [hup]
-            self.old = {number: signal.signal(number, self.hear) for number in (signal.SIGINT, signal.SIGTERM, *more)}
+            self.old = {
+                number: signal.signal(number, self.hear)
+                for number in (signal.SIGINT, signal.SIGTERM, *more)
+            }
         return self
 
     def __exit__(self, *exception) -> None:
@@ -449,7 +548,8 @@ class Signals:
 
 
 def pause() -> None:
-    "Called between two steps: raises `Stopped` if somebody has asked for it, in all processes of a run at the same step."
+    """Called between two steps: raises `Stopped` if somebody has asked for it, in all processes of
+    a run at the same step."""
     if Signals.active is not None and any_of(Signals.active.asked):
         raise Stopped
 
@@ -470,25 +570,38 @@ class Listening(gymnasium.Wrapper):
 class Cursor:
     "How far the coming epoch has got."
     stage: str = ""                          # the stage in progress; "" between two epochs
-    values: list[dict] = field(default_factory=list)    # what it has returned so far: one dict per update, or per stretch of play
+    values: list[dict] = field(default_factory=list)    # what it has returned so far: one dict per
+                                                        # update, or per stretch of play
     record: dict = field(default_factory=dict)          # metrics of the stages before
     clock: dict = field(default_factory=dict)           # seconds of each stage so far
 
     def to_json(self) -> dict:
         "Plain values; a float32 survives as a Python float."
-        values = [{k: v.tolist() if isinstance(v, Tensor) else v for k, v in one.items()} for one in self.values]
+        values = [
+            {k: v.tolist() if isinstance(v, Tensor) else v for k, v in one.items()}
+            for one in self.values
+        ]
         return dict(stage=self.stage, values=values, record=self.record, clock=self.clock)
 
     @classmethod
     def from_json(cls, d: dict, device: torch.device) -> "Cursor":
         "The reverse; `DamagedError` for what no run writes."
         number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
-        play = {"steps": lambda x: type(x) is int and x > 0, "returns": lambda x: all(map(number, x)), "lengths": lambda x: all(map(number, x))}
+        play = {
+            "steps": lambda x: type(x) is int and x > 0, "returns": lambda x: all(map(number, x)),
+            "lengths": lambda x: all(map(number, x))
+        }
         values, rows = d["values"], d["record"] | d["clock"]
         if d["stage"] == "env":
-            sound = all(one.keys() == play.keys() and all(play[k](x) for k, x in one.items()) for one in values)
+            sound = all(
+                one.keys() == play.keys() and all(play[k](x) for k, x in one.items())
+                for one in values
+            )
         else:
-            sound = all(one.keys() == values[0].keys() and all(isinstance(x, float) for x in one.values()) for one in values)
+            sound = all(
+                one.keys() == values[0].keys() and all(isinstance(x, float) for x in one.values())
+                for one in values
+            )
             values = [{k: torch.tensor(x, device=device) for k, x in one.items()} for one in values]
         if not sound or d["stage"] not in STAGES or not all(map(number, rows.values())):
             raise DamagedError("the saved position within the epoch makes no sense")
@@ -537,15 +650,14 @@ class RunState:
     collector: Collector | None = None
 
     def __init__(self, config: Config, make_env: Callable | None = None):
-        self.config = config
+        self.config, self.make_env = config, make_env
         if config.threads:
             torch.set_num_threads(config.threads)
         join()
-        self.device = place(pick_device(config.device))
-        self.generator = torch.Generator(device=self.device)
+        self.device = device = place(pick_device(config.device))
+        self.generator = torch.Generator(device=device)
         self.seed_all(config.seed)
-        self.make_env = make_env
-        self.agent = to_device(make_agent(config, *infer_specs(config, make_env)), self.device).eval()
+        self.agent = to_device(make_agent(config, *infer_specs(config, make_env)), device).eval()
         self.learner = Learner(self.agent, config, self.generator)
         self.replay = make_replay(config, self.agent)
         self.epoch, self.env_steps, self.seconds, self.cursor = 0, 0, 0.0, Cursor()
@@ -585,7 +697,7 @@ class RunState:
             close_all(self.worlds)
 
     def begin_episodes(self) -> None:
-        "Drop the open episodes; start new ones from a seed that depends on the run's seed and the epoch alone."
+        "Drop the open episodes; start new ones, whose seed depends on the run's and the epoch."
         self.replay.close()
         self.begun = self.epoch
         self.restart()
@@ -605,14 +717,21 @@ def average(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
     if not metrics:
         return {}
     keys = list(metrics[0])
-    return dict(zip(keys, torch.stack([torch.stack([m[k].float() for k in keys]) for m in metrics]).mean(0).tolist()))
+    return dict(
+        zip(
+            keys,
+            torch.stack([torch.stack([m[k].float() for k in keys]) for m in metrics])
+            .mean(0)
+            .tolist(),
+        )
+    )
 
 
 class Diverged(UserError):
     "Numbers that are not finite came up in training."
     told = False                             # whether another process says it
 
-
+# %% ../nbs/20_trainer.ipynb #c030ap1
 class Watched(RunState):
     "A run that looks at its numbers."
     saved: Path | None = None                # the checkpoint this state came from or went to
@@ -631,15 +750,14 @@ class Watched(RunState):
                 values.append(update())
                 pause()
         except Exception:
-            self.check_finite(stage, values)                    # what fails, may fail on what is not finite
+            self.check_finite(stage, values)            # what fails, may fail on what is not finite
             raise
         self.check_finite(stage, values)
         return average(values)
 
     def check_finite(self, stage: str, metrics: list[dict[str, Tensor]]) -> None:
-        """Raise `Diverged` unless all metrics of these updates, the module and its optimiser are finite.
-
-        One transfer to the host."""
+        """Raise `Diverged` unless the metrics of these updates, the module and its optimiser are
+        finite. One transfer to the host."""
         if not metrics:
             return
         name, module, training = {
@@ -647,7 +765,9 @@ class Watched(RunState):
             "m": ("M, the world model", self.agent.world_model, self.config.train_m),
             "c": ("C, the controller", self.agent.controller, self.config.train_c)}[stage]
         slots = [x for slot in self.learner.optimizers[stage].state.values() for x in slot.values()]
-        numbers = [*module.state_dict().values(), *(x for x in slots if x.ndim), self.learner.scale.value]
+        numbers = [
+            *module.state_dict().values(), *(x for x in slots if x.ndim), self.learner.scale.value
+        ]
         numbers = [x for x in numbers if x.is_floating_point()]
         sound = torch.stack([x.isfinite().all() for x in numbers]).all()
         row = lambda one: torch.stack([x.float() for x in one.values()])
@@ -660,10 +780,20 @@ class Watched(RunState):
         before = f"the last good save is {self.saved}" if self.saved else "there was no save before"
         error = Diverged(
             f"{name}, diverged in epoch {self.epoch}, update {n + 1} of {training.steps}: "
-            f"{bad[0] if bad else 'its parameters are not finite'}; nothing of that is saved, {before}. "
-            f"Begin a new run with a smaller train_{stage}.lr (it is {training.lr:g}) or train_{stage}.clip")
+            f"{bad[0] if bad else 'its parameters are not finite'}; nothing of that is saved, "
+            f"{before}. "
+            f"Begin a new run with a smaller train_{stage}.lr (it is {training.lr:g}) or "
+            f"train_{stage}.clip"
+        )
         error.told = rank() > 0
         raise error
+
+# %% ../nbs/20_trainer.ipynb #c030ca1
+def _played(stretches: list[dict]) -> dict[str, float]:
+    "Mean return and length of the episodes that ended in these stretches; nothing without any."
+    returns, lengths = ([x for one in stretches for x in one[k]] for k in ("returns", "lengths"))
+    n = len(returns)
+    return {"return": sum(returns) / n, "length": sum(lengths) / n, "episodes": n} if n else {}
 
 # %% ../nbs/20_trainer.ipynb #c030
 class Stages(Watched):
@@ -684,14 +814,13 @@ class Stages(Watched):
                 del now[:len(now) - steps]                      # those of games that are over
             steps = sum(int((~rows.last).sum()) for rows in streams)
             self.env_steps += steps
-            values.append({"steps": steps, "returns": [e.return_ for e in episodes], "lengths": [e.length for e in episodes]})
+            values.append({"steps": steps, "returns": [e.return_ for e in episodes],
+                           "lengths": [e.length for e in episodes]})
             pause()
-        returns, lengths = ([x for one in values for x in one[name]] for name in ("returns", "lengths"))
-        n = len(returns)
-        return {"return": sum(returns) / n, "length": sum(lengths) / n, "episodes": n} if n else {}
+        return _played(values)
 
     def play_on(self, steps: int) -> tuple[list[Rows], list, list[tuple[int, int]]]:
-        "What the collector returns, and each game's number and length. Errors: see `Streams.collect`."
+        "What the collector returns, and each game's number and length; errors: `Streams.collect`."
         before = rng_state(), self.generator.get_state(), self.policy.state
         try:
             streams, episodes = self.collector.collect(self.policy, steps)
@@ -713,11 +842,11 @@ class Stages(Watched):
         encode = lambda rows: self.learner.encode(self.replay.gather_obs(rows))
         for index in self.replay.filled().split(batch):         # Eq. (20.7)
             n = len(index)
-            if self.config.compile:                             # always the same shape: the last ones again
+            if self.config.compile:                     # always the same shape: the last ones again
                 index = index[torch.arange(batch, device=index.device) % n]
             with self.learner.arithmetic(self.agent.tokenizer):
                 self.replay.set_tokens(index[:n], in_parts(encode, index)[:n])
-            pause()                                             # taken up again, the stage starts over
+            pause()                                         # taken up again, the stage starts over
 
     def learn_m(self, updates: int) -> dict[str, float]:
         "Update M on segments of tokens: Eq. (20.2)."
@@ -732,6 +861,7 @@ class Stages(Watched):
         draw = lambda: self.replay.contexts(c.batch, c.burn_in, self.generator)
         return self.repeat("c", updates, lambda: self.learner.c_step(draw(), actor))
 
+# %% ../nbs/20_trainer.ipynb #c030p1
 STRETCH = 16        # steps of play between two moments at which a run may stop
 
 # %% ../nbs/20_trainer.ipynb #c034a
@@ -749,11 +879,13 @@ class Compared(Stages):
     "A run that is evaluated now and then."
     best: dict[str, Any] | None = None       # epoch and interim return of the best agent so far
     best_agent: dict[str, Tensor] = {}       # its state, on the CPU
-    alone: bool = False                      # whether no second world can be opened beside those of training
-    say: Callable[[str], Any] = staticmethod(lambda text: None)     # is told how far an evaluation is
+    alone: bool = False             # whether no second world can be opened beside those of training
+    say: Callable[[str], Any] = staticmethod(lambda text: None)   # is told how far an evaluation is
 
     def evaluate(self, episodes: int | None = None, seeds: int = 10_000) -> Evaluation:
-        "Play evaluation episodes with the current agent. Training's random streams are not touched."
+        """Play evaluation episodes with the current agent.
+
+        Training's random streams are not touched."""
         episodes = episodes or self.config.evaluation.episodes
         with undisturbed(), self.learner.arithmetic(self.agent):
             result, self.alone = from_first(lambda: self.play(episodes, self.config.seed + seeds))
@@ -762,7 +894,8 @@ class Compared(Stages):
         return result
 
     def play(self, episodes: int, seed: int) -> tuple[Evaluation, bool]:
-        "An evaluation, and whether training's own worlds had to be closed for it: some simulators exist once."
+        """An evaluation, and whether training's own worlds had to be closed for it: some simulators
+        exist once."""
         e, worlds = self.config.evaluation, []
         def make() -> Listening:
             worlds.append(Listening(env_maker(self.config, False, self.make_env)()))
@@ -808,16 +941,21 @@ class Epochs(Compared):
         "The stages of the coming epoch by name, in the order of Eq. (20.2)."
         c, e = self.config, self.epoch
         every = c.evaluation.every
-        stages = {"env": e < c.collecting and self.collect,
-                  "v": e >= c.train_v.start and "v" in self.learner.optimizers and (lambda: self.learn_v(c.train_v.steps)),
-                  "tokens": e >= min(c.train_m.start, c.train_c.start) and self.tokenise,
-                  "m": e >= c.train_m.start and (lambda: self.learn_m(c.train_m.steps)),
-                  "c": e >= c.train_c.start and (lambda: self.learn_c(c.train_c.steps)),
-                  "evaluation": every and (e + 1) % every == 0 and self.compare}
+        stages = {
+            "env": e < c.collecting and self.collect,
+            "v": e >= c.train_v.start
+            and "v" in self.learner.optimizers
+            and (lambda: self.learn_v(c.train_v.steps)),
+            "tokens": e >= min(c.train_m.start, c.train_c.start) and self.tokenise,
+            "m": e >= c.train_m.start and (lambda: self.learn_m(c.train_m.steps)),
+            "c": e >= c.train_c.start and (lambda: self.learn_c(c.train_c.steps)),
+            "evaluation": every and (e + 1) % every == 0 and self.compare,
+        }
         return {name: work for name, work in stages.items() if work}
 
     def run_epoch(self, say: Callable[[str], Any] = lambda stage: None) -> dict[str, Any]:
-        "Run the coming epoch, or the rest of one that was stopped; `say` is told each stage. Returns its metrics, `<stage>/<name>`, and seconds per stage."
+        """Run the coming epoch, or the rest of one that was stopped; `say` is told each stage.
+        Returns its metrics, `<stage>/<name>`, and seconds per stage."""
         plan, now = self.plan(), self.cursor
         names = list(plan)
         for name in names[names.index(now.stage) if now.stage else 0:]:
@@ -826,9 +964,12 @@ class Epochs(Compared):
             say(name)
             begin, before = time.perf_counter(), now.clock.get(f"seconds/{name}", 0.0)
             try:
-                now.record |= {f"{name}/{key}": value for key, value in (plan[name]() or {}).items()}
+                now.record |= {
+                    f"{name}/{key}": value for key, value in (plan[name]() or {}).items()
+                }
             except Exception:
-                self.consistent = name in ("env", "evaluation")         # where the environment may be to blame
+                # where the environment may be to blame
+                self.consistent = name in ("env", "evaluation")
                 raise
             finally:
                 now.clock[f"seconds/{name}"] = before + time.perf_counter() - begin
@@ -836,44 +977,47 @@ class Epochs(Compared):
         self.epoch, self.cursor = self.epoch + 1, Cursor()
         return record
 
+# %% ../nbs/20_trainer.ipynb #c045ca1
+def _possible(games: Tensor, actions: list[Tensor], sizes: np.ndarray) -> bool:
+    "Whether these can be the numbers of games in progress, and their actions, each (n, K_a)."
+    fits = games.dtype == torch.int64 and games.shape == (len(actions),)
+    fits = fits and bool((games >= 0).all())
+    for x in actions:
+        fits = fits and x.dtype == torch.int64 and x.shape[1:] == (len(sizes),)
+        fits = fits and bool(((x.numpy() >= 0) & (x.numpy() < sizes)).all())
+    return fits
+
 # %% ../nbs/20_trainer.ipynb #c045
 class Repeated(Epochs):
     "Epochs whose environments can be led back to where they were."
 
     def read_episodes(self, saved: dict[str, Tensor]) -> tuple[list[int], list[np.ndarray], tuple]:
-        """Number and actions of each game in progress, and the policy's memory.
-
-        `DamagedError` if they make no sense."""
+        "Number and actions of each game in progress, and the policy's memory; or `DamagedError`."
         n, now = self.collector.num_envs, self.policy.state
         sizes = np.array(self.agent.action_spec.nvec)
         games, actions = saved["games"], [saved[f"actions{i}"] for i in range(n)]
         state = tuple(saved[f"policy{i}"] for i in range(len(now)))
         fits = [(x.shape, x.dtype) for x in state] == [(x.shape, x.dtype) for x in now]
-        fits = fits and games.dtype == torch.int64 and games.shape == (n,)
-        fits = fits and bool((games >= 0).all())
-        for x in actions:
-            fits = fits and x.dtype == torch.int64 and x.shape[1:] == (len(sizes),)
-            fits = fits and bool(((x.numpy() >= 0) & (x.numpy() < sizes)).all())
-        if not fits:
+        if not fits or not _possible(games, actions, sizes):
             raise DamagedError("the saved actions are none that this agent can have taken")
         return games.tolist(), [x.numpy() for x in actions], state
 
     def lead_back(self, games: list[int], actions: list[np.ndarray], state: tuple) -> None:
         "Play the games in progress again, Eq. (20.7a); `state` is the policy's memory after them."
         self.restart()
-        moments = zip(range(len(games)), games, actions)
-        again = from_first(lambda: [self.play_again(*moment) for moment in moments])
+        moments = list(zip(games, actions))
+        again = from_first(lambda: [self.play_again(i, *one) for i, one in enumerate(moments)])
         if all(self.is_stored(env, rows) for env, rows in enumerate(again)):
             self.games, self.played = list(games), [list(x) for x in actions]
             self.policy.state = tuple(x.to(self.device) for x in state)
         else:
             warnings.warn(
-                f"{self.config.env} does not repeat itself: new episodes begin, and the run goes on "
-                "differently from one that was never stopped", CheckpointWarning, stacklevel=2)
+                f"{self.config.env} does not repeat itself: new episodes begin, and the run goes "
+                "on differently from one that was never stopped", CheckpointWarning, stacklevel=2)
             self.begin_episodes()
 
     def play_again(self, env: int, game: int, actions: np.ndarray) -> Rows:
-        "Lead an environment to the moment after these actions (n, K_a) of a game; the rows on the way."
+        "Lead an environment to where these actions (n, K_a) of a game end; the rows on the way."
         spec, collector = self.agent.action_spec, self.collector
         lane = collector.envs.envs[env]
         rows, starts = Stream(self.agent.obs_spec, spec), True
@@ -896,7 +1040,8 @@ class Repeated(Epochs):
         n, written = min(len(rows), self.replay.ring), self.replay.written[env]
         if len(rows) > written:
             return False
-        at, stored = self.replay.rows_of(env, np.arange(written - n, written)), self.replay.tensors()
+        at = self.replay.rows_of(env, np.arange(written - n, written))
+        stored = self.replay.tensors()
         again = {"action": rows.action, "reward": rows.reward, "done": rows.done, "last": rows.last,
                  **{f"obs.{k}": x for k, x in rows.obs.items()}}
         newest = {name: torch.from_numpy(x[len(x) - n:]) for name, x in again.items()}
@@ -937,7 +1082,8 @@ class Streams(Repeated):
         return kind
 
     def collect(self) -> dict[str, float]:
-        "As in `Stages`; games that were closed, or interrupted by an error, are first led back to where the buffer ends."
+        """As in `Stages`; games that were closed, or interrupted by an error, are first led back to
+        where the buffer ends."""
         if any_of(self.adrift or self.closed):
             K_a = self.agent.action_spec.count
             actions = [np.array(x, np.int64).reshape(len(x), K_a) for x in self.played]
@@ -989,6 +1135,15 @@ class Snapshots(Streams):
             self.check_finite(self.cursor.stage, self.cursor.values)
         self.saved = from_first(lambda: save_checkpoint(folder, *self.snapshot(), keep=self.saved))
 
+# %% ../nbs/20_trainer.ipynb #c047ca1
+def _counters(meta: dict) -> list[int]:
+    "Epoch, environment steps and the epoch in which the open episodes began; or `DamagedError`."
+    counts = [meta[k] for k in ("epoch", "env_steps", "begun")]
+    sound = all(type(n) is int and 0 <= n < 2**53 for n in counts)
+    if not sound or not 0 <= meta["seconds"] < math.inf or counts[0] < counts[2]:
+        raise DamagedError("its counters make no sense")
+    return counts
+
 # %% ../nbs/20_trainer.ipynb #c047
 class Checkpoints(Snapshots):
     "Take up a saved run."
@@ -1005,10 +1160,13 @@ class Checkpoints(Snapshots):
         "Become what a checkpoint describes; `DamagedError` if it cannot be one of this run's."
         try:
             self.fit(found.tensors, found.meta)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as e:
+        except (
+            KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError
+        ) as e:
             if ran_out(e):                                      # which is no damage
                 raise
-            reason = str(e) if isinstance(e, UserError) else f"it makes no sense ({type(e).__name__}: {e})"
+            nonsense = f"it makes no sense ({type(e).__name__}: {e})"
+            reason = str(e) if isinstance(e, UserError) else nonsense
             raise DamagedError(f"{found.path}: {' '.join(reason.split())}") from None
         episodes = found.tensors["episodes"]
         if not from_older_release(episodes):
@@ -1017,7 +1175,7 @@ class Checkpoints(Snapshots):
             older = "saved by an older release: new episodes begin"
             warnings.warn(older, CheckpointWarning, stacklevel=2)
             self.begin_episodes()
-        kind = self.set_random(found.tensors["random"], found.meta)     # last: playing may have drawn
+        kind = self.set_random(found.tensors["random"], found.meta)   # last: playing may have drawn
         if kind != self.device.type:
             warnings.warn(
                 "this run was saved on another kind of device and goes on here, on "
@@ -1028,9 +1186,7 @@ class Checkpoints(Snapshots):
     def fit(self, tensors: dict[str, dict[str, Tensor]], meta: dict) -> None:
         "Check everything and put it in its place."
         check_settings(self.config, meta)
-        counts = [meta[k] for k in ("epoch", "env_steps", "begun")]
-        if not all(type(n) is int and 0 <= n < 2**53 for n in counts) or not 0 <= meta["seconds"] < math.inf or counts[0] < counts[2]:
-            raise DamagedError("its counters make no sense")
+        counts = _counters(meta)
         theirs, ours = Config.from_json(meta["config"]).collecting, self.config.collecting
         if theirs != ours and counts[0] > min(theirs, ours):
             raise OtherSchedule(counts[1])
@@ -1052,12 +1208,17 @@ class Checkpoints(Snapshots):
         self.set_random(tensors["random"], meta)
 
 # %% ../nbs/20_trainer.ipynb #c049
-CURVES = {"return": ("env/return", "evaluation/return", "c/imagined_return"), "tokenizer V": ("v/pixel", "v/commitment", "v/perceptual"),
-          "world model M": ("m/obs", "m/reward", "m/done"), "controller C": ("c/critic", "c/entropy")}
+CURVES = {
+    "return": ("env/return", "evaluation/return", "c/imagined_return"),
+    "tokenizer V": ("v/pixel", "v/commitment", "v/perceptual"),
+    "world model M": ("m/obs", "m/reward", "m/done"), "controller C": ("c/critic", "c/entropy")
+}
 
 def plot_history(history: list[dict]) -> Figure:      # one record per epoch, as in metrics.jsonl
     "Learning curves of a run, epoch by epoch."
-    figure, axes = plt.subplots(1, len(CURVES), figsize=(3.2 * len(CURVES), 2.6), layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(CURVES), figsize=(3.2 * len(CURVES), 2.6), layout="constrained"
+    )
     for ax, (title, names) in zip(axes, CURVES.items()):
         for name in names:
             points = [(r["epoch"], r[name]) for r in history if r.get(name) is not None]
@@ -1072,13 +1233,18 @@ def plot_history(history: list[dict]) -> Figure:      # one record per epoch, as
 
 # %% ../nbs/20_trainer.ipynb #c050
 def find_tracker(name: str) -> Any:             # none, wandb or trackio
-    "The module that keeps a run's curves elsewhere too, None for `none`. Both offer `init`, `log` and `finish`. Of several processes the first one reports."
+    """The module that keeps a run's curves elsewhere too, None for `none`.
+
+    Both offer `init`, `log` and `finish`. Of several processes the first one reports."""
     if name == "none" or rank() > 0:
         return None
     try:
         return import_module(name)
     except ImportError:
-        raise UserError(f"--log {name} needs a package that is not installed: pip install {name}, or leave the option out") from None
+        raise UserError(
+            f"--log {name} needs a package that is not installed: pip install {name}, "
+            "or leave the option out"
+        ) from None
 
 # %% ../nbs/20_trainer.ipynb #c052a
 class Logged(Checkpoints):
@@ -1090,13 +1256,20 @@ class Logged(Checkpoints):
         "The metrics belong to it too: after a power cut the file may end anywhere."
         tensors, meta = super().snapshot()
         lines = self.lines()
-        return tensors | {"metrics": {"jsonl": torch.frombuffer(bytearray(lines), dtype=torch.uint8) if lines else torch.zeros(0, dtype=torch.uint8)}}, meta
+        return tensors | {
+            "metrics": {
+                "jsonl": torch.frombuffer(bytearray(lines), dtype=torch.uint8)
+                if lines
+                else torch.zeros(0, dtype=torch.uint8)
+            }
+        }, meta
 
     def fit(self, tensors: dict, meta: dict) -> None:
         "Lines after the checkpoint are of epochs that will be run again."
         super().fit(tensors, meta)
         lines = tensors["metrics"]["jsonl"].numpy(force=True).tobytes().decode()
-        [json.loads(line) for line in lines.splitlines()]       # whole lines of JSON, or the checkpoint is damaged
+        # whole lines of JSON, or the checkpoint is damaged
+        [json.loads(line) for line in lines.splitlines()]
         self.restore_metrics(lines)
 
     def lines(self) -> bytes:
@@ -1140,7 +1313,9 @@ class Owned(Logged):
     lock: FolderLock | None = None           # in the first process
 
     def own(self) -> None:
-        "Have the folder to oneself: a new run, or one that goes on after its end. `UserError` if somebody else has it."
+        """Have the folder to oneself: a new run, or one that goes on after its end.
+
+        `UserError` if somebody else has it."""
         if self.lock is not None:
             self.lock.acquire()
         else:
@@ -1177,7 +1352,8 @@ class Resumed(Owned):
     "A run that looks at what its folder holds before it goes on from there."
 
     def look(self) -> None:
-        "Refuse a checkpoint of another run, or of other sizes than it says, before anything is built."
+        """Refuse a checkpoint of another run, or of other sizes than it says, before anything is
+        built."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CheckpointWarning)  # `load` says it
             agent_of(self.folder, load=read_agent)
@@ -1193,9 +1369,11 @@ class Resumed(Owned):
                 super().load(self.folder.collected)
         except OtherSchedule as e:
             if cost(self.config)["env_steps"] > e.args[0]:
-                raise UserError(f"{self.folder.path} has learnt on since it collected last, and what it "
-                                f"saved then, in {self.folder.collected.name}, is gone: it cannot be "
-                                "lengthened; start a new run") from None
+                raise UserError(
+                    f"{self.folder.path} has learnt on since it collected last, and what it "
+                    f"saved then, in {self.folder.collected.name}, is gone: it cannot be "
+                    "lengthened; start a new run"
+                ) from None
             raise UserError(f"{self.folder.path} has {e.args[0]:,} environment steps behind it: "
                             f"give it at least as many, --steps {e.args[0]}") from None
 
@@ -1232,14 +1410,12 @@ class Run(Resumed):
             self.leave()
             raise
 
-    def begin(
-        self, config: Config | None, resume: bool, steps: int | None, make_env: Callable | None,
-        allow_import: bool,
-    ) -> None:
+    def begin(self, config: Config | None, resume: bool, steps: int | None,
+              make_env: Callable | None, allow_import: bool) -> None:
         "Build everything, from the folder where it holds a run."
         there = from_first(self.folder.config.exists)
         if there and not resume:
-            self.folder.create(config)       # says that the folder is taken, before anything is built
+            self.folder.create(config)  # says that the folder is taken, before anything is built
         if there:
             from_first(self.own)             # nobody else may write what is read now
         stored = self.folder.read_config() if there or config is None else config
@@ -1254,10 +1430,12 @@ class Run(Resumed):
         elif has_saves(self.folder.checkpoint):
             self.load(self.folder.checkpoint)
         elif resume and len(self.folder.history()) > self.config.save_every:
-            raise UserError(f"the checkpoints of {self.folder.path} are gone: put {self.folder.checkpoint.name} back, or start again in another folder with --out")
+            raise UserError(
+                f"the checkpoints of {self.folder.path} are gone: put "
+                f"{self.folder.checkpoint.name} back, or start again in another folder with --out")
         else:                                # stopped before anything was saved: from the beginning
             self.restore_metrics("")
-        if self.config != stored:                               # no longer the run that was finished
+        if self.config != stored:                           # no longer the run that was finished
             from_first(lambda: self.folder.manifest.unlink(missing_ok=True))
             from_first(lambda: self.folder.write(self.folder.config, self.config.to_json()))
 
@@ -1278,8 +1456,9 @@ class Finished(Run):
     best_result: Evaluation | None = None    # the same of the agent that was best on the way
 
     def finish(self) -> "Trainer":
-        "Evaluate, and leave curves, dreams and the manifest in the folder; the manifest comes last and says that the run is finished."
-        self.close()                                            # nothing is played for training any more
+        """Evaluate, and leave curves, dreams and the manifest in the folder; the manifest comes
+        last and says that the run is finished."""
+        self.close()                                    # nothing is played for training any more
         self.result = self.evaluate()
         if self.best is not None:
             last = self.best["epoch"] == self.epoch - 1
@@ -1309,7 +1488,14 @@ class Finished(Run):
         "The last file of a finished run."
         facts = circumstances(self.config, self.device, self.command)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        self.folder.write(self.folder.manifest, facts | dict(wall_seconds=round(self.seconds, 1), env_steps=self.env_steps, epochs=self.epoch, peak_bytes=peak))
+        self.folder.write(
+            self.folder.manifest,
+            facts
+            | dict(
+                wall_seconds=round(self.seconds, 1), env_steps=self.env_steps, epochs=self.epoch,
+                peak_bytes=peak
+            ),
+        )
 
     def tell(self, what: str, *facts) -> None:
         "Call everybody's own code, in the first process."
@@ -1318,22 +1504,31 @@ class Finished(Run):
 
 # %% ../nbs/20_trainer.ipynb #c053
 class Trainer(Finished):
-    "A run from beginning to end: collect, learn V, M and C, epoch after epoch, everything in one folder."
+    """A run from beginning to end: collect, learn V, M and C, epoch after epoch, everything in one
+    folder."""
 
     def train(self) -> "Trainer":
-        "Run the remaining epochs, then `finish`. A finished run is left as it is; after a first SIGINT, SIGTERM or SIGHUP the moment is saved and `Stopped` raised."
+        """Run the remaining epochs, then `finish`.
+
+        A finished run is left as it is; after a first SIGINT, SIGTERM or SIGHUP the moment is saved
+        and `Stopped` raised."""
         if self.epoch >= self.config.epochs:
             self.result = from_first(lambda: self.folder.result(self.epoch))
         if self.result is not None:
             self.close()
             return self
         begin = time.perf_counter() - self.seconds
-        bar = tqdm(total=self.config.epochs, initial=self.epoch, disable=rank() > 0 or not self.progress, unit="epoch", dynamic_ncols=True)
+        bar = tqdm(
+            total=self.config.epochs, initial=self.epoch, disable=rank() > 0 or not self.progress,
+            unit="epoch", dynamic_ncols=True
+        )
         if self.progress:
             self.say = bar.set_description_str
         with closing(self), self.owner(), Signals(), bar, self.events() as writer:
             if self.tracker is not None:
-                self.tracker.init(project="simulus-nb", name=self.folder.path.name, config=flat(self.config))
+                self.tracker.init(
+                    project="simulus-nb", name=self.folder.path.name, config=flat(self.config)
+                )
             try:
                 self.run_epochs(begin, bar, writer)
             except Stopped:
@@ -1341,7 +1536,7 @@ class Trainer(Finished):
                 self.save(self.folder.checkpoint)
                 raise
             except Exception:
-                if self.consistent:                             # somebody's own code failed, and nothing is lost
+                if self.consistent:             # somebody's own code failed, and nothing is lost
                     self.save(self.folder.checkpoint)
                 raise
             finally:
@@ -1369,4 +1564,5 @@ class Trainer(Finished):
             self.consistent = False
 
 
-BAR = {"return": "env/return", "V": "v/loss", "M": "m/loss", "C": "c/critic"}      # what the progress bar shows
+# what the progress bar shows
+BAR = {"return": "env/return", "V": "v/loss", "M": "m/loss", "C": "c/critic"}
