@@ -227,22 +227,14 @@ class Agent(Components):
         """A new agent of the sizes and specs that `describe` gave; `DamagedError` if they describe
         none."""
         try:
-            configs = {
-                part: from_plain(config, meta["config"][part], part)
-                for part, config in PARTS.items()
-            }
-            return cls(
-                ObsSpec.from_json(meta["obs_spec"]), ActionSpec.from_json(meta["action_spec"]),
-                **configs
-            )
-        except (
-            LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError
-        ) as e:
-            raise (
-                e
-                if isinstance(e, UserError)
-                else DamagedError(f"its description describes nothing ({type(e).__name__}: {e})")
-            ) from None
+            configs = {part: from_plain(config, meta["config"][part], part)
+                       for part, config in PARTS.items()}
+            return cls(ObsSpec.from_json(meta["obs_spec"]),
+                       ActionSpec.from_json(meta["action_spec"]), **configs)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError,
+                ArithmeticError) as e:
+            reason = f"its description describes nothing ({type(e).__name__}: {e})"
+            raise (e if isinstance(e, UserError) else DamagedError(reason)) from None
 
     def load_parts(self, folder: str | Path, parts: tuple[str, ...] = ("tokenizer",)) -> "Agent":
         """Take over only some of tokenizer, world_model, controller from a saved agent; all is
@@ -252,10 +244,8 @@ class Agent(Components):
         tensors, _ = read_agent(folder, self.device)
         # one module: nothing changes unless all fits
         mine = nn.ModuleDict({part: getattr(self, part) for part in parts})
-        load_module(
-            mine, {name: x for name, x in tensors.items() if name.split(".")[0] in parts},
-            " + ".join(parts)
-        )
+        theirs = {name: x for name, x in tensors.items() if name.split(".")[0] in parts}
+        load_module(mine, theirs, " + ".join(parts))
         return self
 
 # %% ../nbs/15_agent.ipynb #c035

@@ -231,9 +231,8 @@ class TrainCommand:
     Without any option: Catch, to success, on a laptop CPU."""
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Literal[tuple(PRESETS)] | None = field(default=None, metadata=dict(help=PRESET_HELP))
-    out: Path | None = field(
-        default=None, metadata=dict(help="run folder; without it runs/<env>-seed<seed>")
-    )
+    out: Path | None = field(default=None, metadata=dict(
+        help="run folder; without it runs/<env>-seed<seed>"))
     resume: bool = field(default=False, metadata=dict(
         help="continue the run in that folder with its own settings, of which only the length "
              "(--steps) may differ; begin it if there is none"))
@@ -257,17 +256,11 @@ class TrainCommand:
 
     def run(self, command: str) -> None:
         "Train, evaluate and say where everything is."
-        folder, env = RunFolder(self.folder), self.config.env
+        folder, env, trainer = RunFolder(self.folder), self.config.env, None
         join()
-        result = from_first(
-            lambda: (
-                folder.result(self.config.epochs)
-                if self.resume and is_whole(folder.checkpoint)
-                else None
-            )
-        )
+        finished = lambda: self.resume and is_whole(folder.checkpoint)
+        result = from_first(lambda: folder.result(self.config.epochs) if finished() else None)
         say = print if rank() == 0 else lambda *args, **kwargs: None
-        trainer = None
         try:
             with together():
                 if result is None:

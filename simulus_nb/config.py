@@ -226,38 +226,24 @@ def from_older(values: Any, default: int) -> Any:
 class Config:
     "A whole run; the defaults are the sizes and the schedule of Simulus on Atari-100K."
     env: str = field(default="ALE/Breakout-v5", metadata=dict(help="Gymnasium id"))
-    env_options: dict[str, Any] = field(
-        default_factory=dict, metadata=dict(help="keyword arguments of the environment")
-    )
-    obs_kinds: dict[str, str] = field(
-        default_factory=dict,
-        metadata=dict(
-            help="how to read an observation key, where not as inferred: image, vector, "
-                 "categorical, grid or drop"
-        ),
-    )
-    seed: int = field(
-        default=0, metadata=dict(help="seed of everything random", low=0, high=2**31 - 1)
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = field(
-        default="auto", metadata=dict(help="where tensors live; auto: the best there is")
-    )
-    precision: Precision = field(
-        default="auto",
-        metadata=dict(help="arithmetic of networks; auto: bfloat16 on CUDA, float32 elsewhere")
-    )
-    compile: bool = field(
-        default=False, metadata=dict(help="compile the networks with torch.compile")
-    )
+    env_options: dict[str, Any] = field(default_factory=dict, metadata=dict(
+        help="keyword arguments of the environment"))
+    obs_kinds: dict[str, str] = field(default_factory=dict, metadata=dict(
+        help="how to read an observation key, where not as inferred: image, vector, "
+             "categorical, grid or drop"))
+    seed: int = field(default=0, metadata=dict(
+        help="seed of everything random", low=0, high=2**31 - 1))
+    device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=dict(
+        help="where tensors live; auto: the best there is"))
+    precision: Precision = field(default="auto", metadata=dict(
+        help="arithmetic of networks; auto: bfloat16 on CUDA, float32 elsewhere"))
+    compile: bool = field(default=False, metadata=dict(
+        help="compile the networks with torch.compile"))
     graphs: bool = field(default=False, metadata=dict(help="replay every update as one CUDA graph"))
-    threads: int = field(
-        default=0,
-        metadata=dict(help="CPU threads of PyTorch (0: its own choice)", low=0, high=1024)
-    )
-    log: Literal["none", "wandb", "trackio"] = field(
-        default="none",
-        metadata=dict(help="where to report besides TensorBoard, if that package is installed")
-    )
+    threads: int = field(default=0, metadata=dict(
+        help="CPU threads of PyTorch (0: its own choice)", low=0, high=1024))
+    log: Literal["none", "wandb", "trackio"] = field(default="none", metadata=dict(
+        help="where to report besides TensorBoard, if that package is installed"))
     epochs: int = field(default=600, metadata=dict(help="epochs in all", low=1))
     learn_on: int = field(default=100, metadata=dict(
         help="the last of these epochs, that collect nothing and only learn", low=0))

@@ -746,6 +746,23 @@ def token_space(layout: TokenLayout) -> gs.MultiDiscrete:
     # symbol by symbol, channels innermost
     return gs.MultiDiscrete(np.concatenate([g.sizes or g.vocab * g.count for g in layout.groups]))
 
+# %% ../nbs/19_dream.ipynb #c056ca1
+def _renewed(dreams: "Dreams") -> tuple:
+    "What `Dreams.renew` returns; V is asked once, for the new dreams and the old ones."
+    over, n = dreams.over, dreams.num_envs
+    final = np.full(n, None, object)
+    last = dreams.z[dreams.rows(over)]
+    dreams.begin(over)
+    seen = dreams.see(torch.cat([dreams.z, last]))
+    ended = iterate(batch_space(dreams.single_observation_space, len(last)),
+                    dreams.form({k: x[n:] for k, x in seen.items()}))
+    for i, o in zip(np.flatnonzero(over), ended):
+        final[i] = o
+    dreams.over = np.zeros_like(over)
+    return dreams.form({k: x[:n] for k, x in seen.items()}), {
+        "final_obs": final, "_final_obs": over, "final_info": {}, "_final_info": over.copy()
+    }
+
 # %% ../nbs/19_dream.ipynb #c056p1
 class Dreams(VectorEnv):
     """Dreams side by side: where they stand, how they begin and what is seen of them.
@@ -758,23 +775,21 @@ class Dreams(VectorEnv):
         replay: ReplayBuffer,                     # on the agent's device
         num_envs: int = 1,                        # dreams side by side
         horizon: int = 15,                        # steps after which a dream is truncated
-        context: int = 3,                         # real observations before it, the first of the
-                                                  # dream included (fewer in young episodes)
+        # real observations before it, the first of the dream included (fewer in young episodes)
+        context: int = 3,
         seed: int = 0,                  # of beginnings and dreams; `reset(seed=...)` starts over
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         tokens: bool = False,           # show the tokens (S,) themselves, not what V makes of them
-        beginnings: int = 1000,                   # at most so many moments of the replay, each kept
-                                                  # with M's memory of it; a full `reset` forgets
-                                                  # them
+        # at most so many moments of the replay, kept with M's memory of each until a full `reset`
+        beginnings: int = 1000,
     ):
         if num_envs < 1 or horizon < 1 or context < 2 or beginnings < 1:
             raise UserError(
                 "DreamEnv needs num_envs >= 1, horizon >= 1, context >= 2 and beginnings >= 1, "
                 f"not {num_envs}, {horizon}, {context} and {beginnings}"
             )
-        self.agent, self.replay, self.num_envs, self.horizon, self.context = (
-            agent, replay, num_envs, horizon, context
-        )
+        self.agent, self.replay, self.num_envs = agent, replay, num_envs
+        self.horizon, self.context = horizon, context
         self.tokens, self.most, self.mode = tokens, beginnings, AutoresetMode(autoreset_mode)
         self.metadata = self.metadata | {"autoreset_mode": self.mode}
         self.generator = torch.Generator(device=agent.device).manual_seed(seed)
@@ -782,10 +797,8 @@ class Dreams(VectorEnv):
             token_space(agent.tokenizer.layout) if tokens else observation_space(agent.obs_spec)
         )
         self.single_action_space = action_space(agent.action_spec)
-        self.observation_space, self.action_space = (
-            batch_space(s, num_envs)
-            for s in (self.single_observation_space, self.single_action_space)
-        )
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
         self.z = None       # (n, S) tokens of the present observations; None before the first reset
 
     def rows(self, which: np.ndarray) -> Tensor:  # (n,) bool -> (m,) int64
@@ -810,21 +823,8 @@ class Dreams(VectorEnv):
 
     def renew(self) -> tuple:
         """New dreams where `over`, within the step: observations, and the last ones of the old
-        dreams as info. V is asked once for both."""
-        over, n, final = self.over, self.num_envs, np.full(self.num_envs, None, object)
-        last = self.z[self.rows(over)]
-        self.begin(over)
-        seen = self.see(torch.cat([self.z, last]))
-        ended = iterate(
-            batch_space(self.single_observation_space, len(last)),
-            self.form({k: x[n:] for k, x in seen.items()})
-        )
-        for i, o in zip(np.flatnonzero(over), ended):
-            final[i] = o
-        self.over = np.zeros_like(over)
-        return self.form({k: x[:n] for k, x in seen.items()}), {
-            "final_obs": final, "_final_obs": over, "final_info": {}, "_final_info": over.copy()
-        }
+        dreams as info."""
+        return _renewed(self)
 
 # %% ../nbs/19_dream.ipynb #c057
 class DreamEnv(Dreams):

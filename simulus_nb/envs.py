@@ -1042,9 +1042,8 @@ class Lockstep:
     starting new episodes."""
 
     def __init__(self,
-        envs: Sequence[Callable[[], gymnasium.Env]] | VectorEnv,  # one constructor per environment,
-                                                                  # e.g. of `make_env`; or a vector
-                                                                  # environment
+        # one constructor per environment, e.g. of `make_env`; or a vector environment
+        envs: Sequence[Callable[[], gymnasium.Env]] | VectorEnv,
         obs_spec: ObsSpec, action_spec: ActionSpec,
         seed: int = 0,                                      # environment i is seeded with seed + i
         processes: bool = False,    # constructors: a process for each, worth it for slow simulators
@@ -1058,16 +1057,13 @@ class Lockstep:
             if not processes:
                 lanes = [lambda lane=lane: lane for lane in opened(lanes)]
             how = dict(copy=False, autoreset_mode=AutoresetMode.DISABLED)
-            envs = (
-                VectorBorder(AsyncVectorEnv(lanes, **how))
-                if processes
-                else SyncVectorEnv(lanes, **how)
-            )
+            envs = (AsyncVectorEnv if processes else SyncVectorEnv)(lanes, **how)
+            if processes:
+                envs = VectorBorder(envs)
             # a `Lane` has read it already, and knows its name
             self.name, self.read = "", lambda obs, call: obs
-        self.envs, self.num_envs, self.obs_spec, self.action_spec = (
-            envs, envs.num_envs, obs_spec, action_spec
-        )
+        self.envs, self.num_envs = envs, envs.num_envs
+        self.obs_spec, self.action_spec = obs_spec, action_spec
         if "autoreset_mode" not in envs.metadata:
             raise UserError(
                 f"{self.name}: set metadata['autoreset_mode'] to the "
@@ -1101,11 +1097,9 @@ class Lockstep:
                 "use another autoreset mode"
             )
         final = info["final_obs"]       # one entry per environment, or batched like the observation
-        return (
-            observed(self.obs_spec, final[i], self.name, "step")
-            if isinstance(final, np.ndarray)
-            else {k: x[i] for k, x in self.read(final, "step").items()}
-        )
+        if isinstance(final, np.ndarray):
+            return observed(self.obs_spec, final[i], self.name, "step")
+        return {k: x[i] for k, x in self.read(final, "step").items()}
 
 # %% ../nbs/01_envs.ipynb #c065
 class Collector(Lockstep):

@@ -79,6 +79,51 @@ MAX_CATEGORIES = 4096       # an entry with more values than this is a number, n
 MAX_TOKENS = 4096       # outside pictures every entry becomes a token: more than this is a mistake
 MAX_BOUND = 1e6             # a bound from there on says nothing about the numbers to expect
 
+# %% ../nbs/00_spaces.ipynb #c025ca1
+def _settle(m: "Modality") -> None:
+    "Fill in what was left out; lists (from JSON) become tuples: hashable."
+    if m.kind not in KINDS:
+        raise UserError(
+            f"observation {m.key!r}: unknown kind {m.kind!r}; choose one of {', '.join(KINDS)}"
+        )
+    fill = dict(start=m.start or (0,) * len(m.nvec),
+                raw_shape=m.shape if m.raw_shape is None else m.raw_shape)
+    for name, value in dict(shape=m.shape, nvec=m.nvec, **fill).items():
+        object.__setattr__(m, name, tuple(index(n) for n in value))
+    path = m.path
+    if path is None:
+        path = () if m.key == "obs" else m.key.split("/")
+    object.__setattr__(m, "path", tuple(path))
+    in_dict = tuple(map(bool, m.in_dict)) or tuple(isinstance(key, str) for key in m.path)
+    object.__setattr__(m, "in_dict", in_dict)
+    object.__setattr__(m, "bound", tuple(float(b) for b in m.bound))
+
+def _check(m: "Modality") -> None:
+    "Raise `UserError` where two of its fields contradict each other."
+    within = all(0 <= b < MAX_BOUND for b in m.bound)
+    if m.bound and not (m.kind == "vector" and len(m.bound) == m.shape[0] and within):
+        raise UserError(
+            f"observation {m.key!r}: bound {m.bound} does not fit a {m.kind} of shape {m.shape}"
+        )
+    if (len(m.shape) != KINDS[m.kind] or prod(m.shape) != prod(m.raw_shape)
+            or min((*m.shape, *m.nvec)) < 1):
+        raise UserError(
+            f"observation {m.key!r}: shape {m.shape}, read from {m.raw_shape}, "
+            f"does not make a {m.kind}"
+        )
+    counted = m.kind in ("categorical", "grid")
+    if counted and not len(m.nvec) == len(m.start) == m.shape[-1]:
+        raise UserError(
+            f"observation {m.key!r}: {len(m.nvec)} category counts for shape "
+            f"{m.shape}; give one per entry of its last axis"
+        )
+    if len(m.in_dict) != len(m.path):
+        raise UserError(
+            f"observation {m.key!r}: in_dict {m.in_dict} must say of each key of "
+            f"{m.path} whether it is one of a Dict"
+        )
+    np.dtype(m.raw_dtype or "uint8")
+
 # %% ../nbs/00_spaces.ipynb #c025p1
 @dataclass(frozen=True)
 class Modality:
@@ -99,57 +144,8 @@ class Modality:
                                         # are, numbers count the parts of a Tuple
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(
-                f"observation {self.key!r}: unknown kind {self.kind!r}; "
-                f"choose one of {', '.join(KINDS)}"
-            )
-        fill = dict(start=self.start or (0,) * len(self.nvec),
-                    raw_shape=self.shape if self.raw_shape is None else self.raw_shape)
-        for name, value in dict(shape=self.shape, nvec=self.nvec, **fill).items():
-            # lists (from JSON) become tuples of ints: hashable
-            object.__setattr__(self, name, tuple(index(n) for n in value))
-        path = (
-            (() if self.key == "obs" else self.key.split("/")) if self.path is None else self.path
-        )
-        object.__setattr__(self, "path", tuple(path))
-        object.__setattr__(
-            self, "in_dict",
-            tuple(map(bool, self.in_dict)) or tuple(isinstance(key, str) for key in self.path)
-        )
-        object.__setattr__(self, "bound", tuple(float(b) for b in self.bound))
-        if self.bound and not (
-            self.kind == "vector"
-            and len(self.bound) == self.shape[0]
-            and all(0 <= b < MAX_BOUND for b in self.bound)
-        ):
-            raise UserError(
-                f"observation {self.key!r}: bound {self.bound} does not fit a {self.kind} of shape "
-                f"{self.shape}"
-            )
-        if (
-            len(self.shape) != KINDS[self.kind]
-            or prod(self.shape) != prod(self.raw_shape)
-            or min((*self.shape, *self.nvec)) < 1
-        ):
-            raise UserError(
-                f"observation {self.key!r}: shape {self.shape}, read from {self.raw_shape}, "
-                f"does not make a {self.kind}"
-            )
-        if (
-            self.kind in ("categorical", "grid")
-            and not len(self.nvec) == len(self.start) == self.shape[-1]
-        ):
-            raise UserError(
-                f"observation {self.key!r}: {len(self.nvec)} category counts for shape "
-                f"{self.shape}; give one per entry of its last axis"
-            )
-        if len(self.in_dict) != len(self.path):
-            raise UserError(
-                f"observation {self.key!r}: in_dict {self.in_dict} must say of each key of "
-                f"{self.path} whether it is one of a Dict"
-            )
-        np.dtype(self.raw_dtype or "uint8")
+        _settle(self)
+        _check(self)
 
     def read(self, raw, batch: bool = False,        # batch: a leading axis B
              resize: Callable | None = None) -> np.ndarray:     # (picture, sides) -> one that fits
@@ -465,14 +461,8 @@ class ActionSpec:
             len(self.high) == self.count
             and all(-np.inf < a <= b < np.inf for a, b in zip(self.start, self.high))
         )
-        if (
-            self.kind not in ACTIONS
-            or not self.nvec
-            or min(self.nvec) < 1
-            or len(self.start) != self.count
-            or prod(self.shape) != self.count
-            or not ordered
-        ):
+        if (self.kind not in ACTIONS or not self.nvec or min(self.nvec) < 1
+                or len(self.start) != self.count or prod(self.shape) != self.count or not ordered):
             raise UserError(
                 f"no action: kind {self.kind!r}, choices {self.nvec}, first {self.start}, "
                 f"last {self.high}, shape {self.shape}; kinds are {', '.join(ACTIONS)}"

@@ -159,6 +159,22 @@ def optimizers_of(agent: Agent, config: Config) -> dict[str, torch.optim.AdamW]:
         found["v"] = make(agent.tokenizer, v.lr, v.weight_decay, everything=True)
     return found
 
+def _perceptual_of(agent: Agent, config: Config) -> nn.Module | None:
+    "The perceptual loss, on the agent's device; None without one, or where V learns nothing."
+    found = None
+    if agent.tokenizer.images():
+        found = make_perceptual(config.tokenizer.image.perceptual)
+    return None if found is None else to_device(found, agent.device)
+
+def _updated(
+    module: nn.Module, optimizer: torch.optim.AdamW, loss: Tensor, metrics: dict[str, Tensor],
+    clip: float,
+) -> dict[str, Tensor]:
+    "One update, after which the module is back in evaluation mode; the metrics of it."
+    norm = update(module, optimizer, loss, clip)
+    module.eval()
+    return {**metrics, "grad_norm": norm}
+
 def make_constants(model: WorldModel, config: Config) -> None:
     "The tables of M's passes: made inside a compiled function, each would break it in two."
     for blocks in (config.train_m.segment - 1, config.train_c.context + 1, 1):
@@ -186,16 +202,11 @@ class Learner:
     def __init__(self, agent: Agent, config: Config, generator: torch.Generator | None = None):
         self.agent, self.config, self.generator = agent, config, generator
         self.optimizers = optimizers_of(agent, config)
-        self.perceptual = None
-        if "v" in self.optimizers:
-            self.perceptual = make_perceptual(config.tokenizer.image.perceptual)
-        if self.perceptual is not None:
-            to_device(self.perceptual, agent.device)
+        self.perceptual = _perceptual_of(agent, config)
         c = config.train_c
         self.scale = ReturnScale(c.scale_window, batch=c.batch * (c.horizon - 1)).to(agent.device)
-        self.arithmetic = use_precision(
-            pick_precision(config.precision, agent.device), agent.device
-        )
+        precision = pick_precision(config.precision, agent.device)
+        self.arithmetic = use_precision(precision, agent.device)
         make = partial(compiled, device=agent.device) if config.compile else (lambda work: work)
         self.losses = losses_of(agent, config, make)
         self.encode, self.predict = make(agent.tokenizer.encode), make(agent.world_model.forward)
@@ -228,9 +239,8 @@ class Learner:
         tokenizer = self.agent.tokenizer.train()
         with self.arithmetic(tokenizer, self.perceptual):
             loss, metrics = self.losses["v"](frames, self.perceptual)
-        norm = update(tokenizer, self.optimizers["v"], loss, self.config.train_v.clip)
-        tokenizer.eval()
-        return {**metrics, "grad_norm": norm}
+        clip = self.config.train_v.clip
+        return _updated(tokenizer, self.optimizers["v"], loss, metrics, clip)
 
     def _m(self, segment: dict[str, Tensor]) -> dict[str, Tensor]:
         s, model = Segment(**segment), self.agent.world_model.train()
@@ -238,26 +248,19 @@ class Learner:
             loss, metrics = self.losses["m"](
                 s.z, s.action, s.reward, s.done, s.mask, self.config.train_m.context
             )
-        norm = update(model, self.optimizers["m"], loss, self.config.train_m.clip)
-        model.eval()
-        return {**metrics, "grad_norm": norm}
+        return _updated(model, self.optimizers["m"], loss, metrics, self.config.train_m.clip)
 
     def _c(self, context: dict[str, Tensor], actor: bool) -> dict[str, Tensor]:
         c, model, controller = self.config.train_c, self.agent.world_model, self.agent.controller
-        with (
-            self.arithmetic(model, controller),
-            own_noise(self.generator, self.agent.device) as generator
-        ):
+        with (self.arithmetic(model, controller),
+              own_noise(self.generator, self.agent.device) as generator):
             dream = imagine(model, controller, Segment(**context), c.horizon, generator,
                             c.context, self.predict)
         controller.train()                                  # cuDNN's LSTM learns in no other mode
         with self.arithmetic(controller):
-            loss, metrics = self.losses["c" if actor else "critic"](
-                dream, self.scale, c.loss, actor
-            )
-        norm = update(controller, self.optimizers["c"], loss, c.clip)
-        controller.eval()
-        return {**metrics, "grad_norm": norm}
+            loss_of = self.losses["c" if actor else "critic"]
+            loss, metrics = loss_of(dream, self.scale, c.loss, actor)
+        return _updated(controller, self.optimizers["c"], loss, metrics, c.clip)
 
 # %% ../nbs/20_trainer.ipynb #c016
 def default_folder(config: Config) -> Path:
@@ -270,6 +273,36 @@ WRITTEN = (
     "*.json", "metrics.jsonl", "run.lock", "checkpoint", "collected", "media", "events.out.*",
     ".partial-*"
 )
+
+# %% ../nbs/20_trainer.ipynb #c017ca1
+def _config_in(path: Path) -> Config:
+    "The configuration in a run's `config.json`."
+    try:
+        return Config.from_json(read_json(path))
+    except MissingError:
+        raise UserError(f"{path.parent} holds no run: there is no {path.name} in it") from None
+    except (DamagedError, RecursionError) as e:
+        raise UserError(
+            f"{path} is damaged: {str(e).removeprefix(f'{path} is ')}"
+        ) from None
+    except ValueError as e:
+        raise (e if isinstance(e, UserError) else UserError(f"{path} is damaged: {e}")) from None
+
+def _history_in(path: Path, epochs: int | None) -> list[dict]:
+    "The first `epochs` whole lines of a run's `metrics.jsonl`."
+    try:
+        lines = read_bytes(path).decode("utf8").splitlines(keepends=True)
+        found = [json.loads(line) for line in lines[:epochs] if line.endswith("\n")]
+    except MissingError:
+        return []
+    except (ValueError, RecursionError):
+        found = [None]
+    if not all(isinstance(record, dict) for record in found):
+        raise UserError(
+            f"{path} is damaged: a line of it is no JSON object; "
+            "--resume restores it from the checkpoint"
+        )
+    return found
 
 # %% ../nbs/20_trainer.ipynb #c017p1
 class RunFolder:
@@ -316,45 +349,19 @@ class RunFolder:
 
     def read_config(self) -> Config:
         "The configuration this run was started with."
-        try:
-            return Config.from_json(read_json(self.config))
-        except MissingError:
-            raise UserError(
-                f"{self.path} holds no run: there is no {self.config.name} in it"
-            ) from None
-        except (DamagedError, RecursionError) as e:
-            raise UserError(
-                f"{self.config} is damaged: {str(e).removeprefix(f'{self.config} is ')}"
-            ) from None
-        except ValueError as e:
-            raise (
-                e if isinstance(e, UserError) else UserError(f"{self.config} is damaged: {e}")
-            ) from None
+        return _config_in(self.config)
 
     def history(self, epochs: int | None = None) -> list[dict]:
         """One dict per finished epoch, the first `epochs` of them; a last line cut short by a crash
         is left out."""
-        try:
-            lines = read_bytes(self.metrics).decode("utf8").splitlines(keepends=True)
-            found = [json.loads(line) for line in lines[:epochs] if line.endswith("\n")]
-        except MissingError:
-            return []
-        except (ValueError, RecursionError):
-            found = [None]
-        if not all(isinstance(record, dict) for record in found):
-            raise UserError(
-                f"{self.metrics} is damaged: a line of it is no JSON object; "
-                "--resume restores it from the checkpoint"
-            )
-        return found
+        return _history_in(self.metrics, epochs)
 
     def result(self, epochs: int) -> Evaluation | None:
         """The final evaluation, if the run is finished after `epochs` epochs: the manifest is the
         last file that a run writes."""
         try:
-            manifest, found = (
-                read_json(self.manifest), Evaluation.from_json(read_json(self.evaluation))
-            )
+            manifest = read_json(self.manifest)
+            found = Evaluation.from_json(read_json(self.evaluation))
             sound = 0 < len(found.returns) == len(found.lengths) and manifest["epochs"] == epochs
             return found if sound else None
         except (ValueError, LookupError, TypeError, OverflowError):
@@ -510,7 +517,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """While entered, a first SIGINT, SIGTERM or SIGHUP is a wish that `pause` grants; a second one is a KeyboardInterrupt.
+    """While entered, a first SIGINT, SIGTERM or SIGHUP is a wish that `pause` grants; a second one
+    is a KeyboardInterrupt.
 
     Outside the main thread nothing changes. Under nohup SIGHUP stays ignored."""
     active: "Signals | None" = None          # the outermost one
@@ -643,17 +651,14 @@ class RunState:
     collector: Collector | None = None
 
     def __init__(self, config: Config, make_env: Callable | None = None):
-        self.config = config
+        self.config, self.make_env = config, make_env
         if config.threads:
             torch.set_num_threads(config.threads)
         join()
-        self.device = place(pick_device(config.device))
-        self.generator = torch.Generator(device=self.device)
+        self.device = device = place(pick_device(config.device))
+        self.generator = torch.Generator(device=device)
         self.seed_all(config.seed)
-        self.make_env = make_env
-        self.agent = to_device(
-            make_agent(config, *infer_specs(config, make_env)), self.device
-        ).eval()
+        self.agent = to_device(make_agent(config, *infer_specs(config, make_env)), device).eval()
         self.learner = Learner(self.agent, config, self.generator)
         self.replay = make_replay(config, self.agent)
         self.epoch, self.env_steps, self.seconds, self.cursor = 0, 0, 0.0, Cursor()
@@ -693,8 +698,7 @@ class RunState:
             close_all(self.worlds)
 
     def begin_episodes(self) -> None:
-        """Drop the open episodes; start new ones from a seed that depends on the run's seed and the
-        epoch alone."""
+        "Drop the open episodes; start new ones, whose seed depends on the run's and the epoch."
         self.replay.close()
         self.begun = self.epoch
         self.restart()
@@ -753,9 +757,8 @@ class Watched(RunState):
         return average(values)
 
     def check_finite(self, stage: str, metrics: list[dict[str, Tensor]]) -> None:
-        """Raise `Diverged` unless all metrics of these updates, the module and its optimiser are finite.
-
-        One transfer to the host."""
+        """Raise `Diverged` unless the metrics of these updates, the module and its optimiser are
+        finite. One transfer to the host."""
         if not metrics:
             return
         name, module, training = {
@@ -786,6 +789,13 @@ class Watched(RunState):
         error.told = rank() > 0
         raise error
 
+# %% ../nbs/20_trainer.ipynb #c030ca1
+def _played(stretches: list[dict]) -> dict[str, float]:
+    "Mean return and length of the episodes that ended in these stretches; nothing without any."
+    returns, lengths = ([x for one in stretches for x in one[k]] for k in ("returns", "lengths"))
+    n = len(returns)
+    return {"return": sum(returns) / n, "length": sum(lengths) / n, "episodes": n} if n else {}
+
 # %% ../nbs/20_trainer.ipynb #c030
 class Stages(Watched):
     "Playing, tokens, and three kinds of learning."
@@ -805,23 +815,13 @@ class Stages(Watched):
                 del now[:len(now) - steps]                      # those of games that are over
             steps = sum(int((~rows.last).sum()) for rows in streams)
             self.env_steps += steps
-            values.append(
-                {
-                    "steps": steps, "returns": [e.return_ for e in episodes],
-                    "lengths": [e.length for e in episodes]
-                }
-            )
+            values.append({"steps": steps, "returns": [e.return_ for e in episodes],
+                           "lengths": [e.length for e in episodes]})
             pause()
-        returns, lengths = (
-            [x for one in values for x in one[name]] for name in ("returns", "lengths")
-        )
-        n = len(returns)
-        return {"return": sum(returns) / n, "length": sum(lengths) / n, "episodes": n} if n else {}
+        return _played(values)
 
     def play_on(self, steps: int) -> tuple[list[Rows], list, list[tuple[int, int]]]:
-        """What the collector returns, and each game's number and length.
-
-        Errors: see `Streams.collect`."""
+        "What the collector returns, and each game's number and length; errors: `Streams.collect`."
         before = rng_state(), self.generator.get_state(), self.policy.state
         try:
             streams, episodes = self.collector.collect(self.policy, steps)
@@ -978,49 +978,47 @@ class Epochs(Compared):
         self.epoch, self.cursor = self.epoch + 1, Cursor()
         return record
 
+# %% ../nbs/20_trainer.ipynb #c045ca1
+def _possible(games: Tensor, actions: list[Tensor], sizes: np.ndarray) -> bool:
+    "Whether these can be the numbers of games in progress, and their actions, each (n, K_a)."
+    fits = games.dtype == torch.int64 and games.shape == (len(actions),)
+    fits = fits and bool((games >= 0).all())
+    for x in actions:
+        fits = fits and x.dtype == torch.int64 and x.shape[1:] == (len(sizes),)
+        fits = fits and bool(((x.numpy() >= 0) & (x.numpy() < sizes)).all())
+    return fits
+
 # %% ../nbs/20_trainer.ipynb #c045
 class Repeated(Epochs):
     "Epochs whose environments can be led back to where they were."
 
     def read_episodes(self, saved: dict[str, Tensor]) -> tuple[list[int], list[np.ndarray], tuple]:
-        """Number and actions of each game in progress, and the policy's memory.
-
-        `DamagedError` if they make no sense."""
+        "Number and actions of each game in progress, and the policy's memory; or `DamagedError`."
         n, now = self.collector.num_envs, self.policy.state
         sizes = np.array(self.agent.action_spec.nvec)
         games, actions = saved["games"], [saved[f"actions{i}"] for i in range(n)]
         state = tuple(saved[f"policy{i}"] for i in range(len(now)))
         fits = [(x.shape, x.dtype) for x in state] == [(x.shape, x.dtype) for x in now]
-        fits = fits and games.dtype == torch.int64 and games.shape == (n,)
-        fits = fits and bool((games >= 0).all())
-        for x in actions:
-            fits = fits and x.dtype == torch.int64 and x.shape[1:] == (len(sizes),)
-            fits = fits and bool(((x.numpy() >= 0) & (x.numpy() < sizes)).all())
-        if not fits:
+        if not fits or not _possible(games, actions, sizes):
             raise DamagedError("the saved actions are none that this agent can have taken")
         return games.tolist(), [x.numpy() for x in actions], state
 
     def lead_back(self, games: list[int], actions: list[np.ndarray], state: tuple) -> None:
         "Play the games in progress again, Eq. (20.7a); `state` is the policy's memory after them."
         self.restart()
-        moments = zip(range(len(games)), games, actions)
-        again = from_first(lambda: [self.play_again(*moment) for moment in moments])
+        moments = list(zip(games, actions))
+        again = from_first(lambda: [self.play_again(i, *one) for i, one in enumerate(moments)])
         if all(self.is_stored(env, rows) for env, rows in enumerate(again)):
             self.games, self.played = list(games), [list(x) for x in actions]
             self.policy.state = tuple(x.to(self.device) for x in state)
         else:
             warnings.warn(
-                f"{self.config.env} does not repeat itself: new episodes begin, "
-                "and the run goes on "
-                "differently from one that was never stopped",
-                CheckpointWarning,
-                stacklevel=2,
-            )
+                f"{self.config.env} does not repeat itself: new episodes begin, and the run goes "
+                "on differently from one that was never stopped", CheckpointWarning, stacklevel=2)
             self.begin_episodes()
 
     def play_again(self, env: int, game: int, actions: np.ndarray) -> Rows:
-        """Lead an environment to the moment after these actions (n, K_a) of a game; the rows on the
-        way."""
+        "Lead an environment to where these actions (n, K_a) of a game end; the rows on the way."
         spec, collector = self.agent.action_spec, self.collector
         lane = collector.envs.envs[env]
         rows, starts = Stream(self.agent.obs_spec, spec), True
@@ -1043,9 +1041,8 @@ class Repeated(Epochs):
         n, written = min(len(rows), self.replay.ring), self.replay.written[env]
         if len(rows) > written:
             return False
-        at, stored = (
-            self.replay.rows_of(env, np.arange(written - n, written)), self.replay.tensors()
-        )
+        at = self.replay.rows_of(env, np.arange(written - n, written))
+        stored = self.replay.tensors()
         again = {"action": rows.action, "reward": rows.reward, "done": rows.done, "last": rows.last,
                  **{f"obs.{k}": x for k, x in rows.obs.items()}}
         newest = {name: torch.from_numpy(x[len(x) - n:]) for name, x in again.items()}
@@ -1139,6 +1136,15 @@ class Snapshots(Streams):
             self.check_finite(self.cursor.stage, self.cursor.values)
         self.saved = from_first(lambda: save_checkpoint(folder, *self.snapshot(), keep=self.saved))
 
+# %% ../nbs/20_trainer.ipynb #c047ca1
+def _counters(meta: dict) -> list[int]:
+    "Epoch, environment steps and the epoch in which the open episodes began; or `DamagedError`."
+    counts = [meta[k] for k in ("epoch", "env_steps", "begun")]
+    sound = all(type(n) is int and 0 <= n < 2**53 for n in counts)
+    if not sound or not 0 <= meta["seconds"] < math.inf or counts[0] < counts[2]:
+        raise DamagedError("its counters make no sense")
+    return counts
+
 # %% ../nbs/20_trainer.ipynb #c047
 class Checkpoints(Snapshots):
     "Take up a saved run."
@@ -1160,11 +1166,8 @@ class Checkpoints(Snapshots):
         ) as e:
             if ran_out(e):                                      # which is no damage
                 raise
-            reason = (
-                str(e)
-                if isinstance(e, UserError)
-                else f"it makes no sense ({type(e).__name__}: {e})"
-            )
+            nonsense = f"it makes no sense ({type(e).__name__}: {e})"
+            reason = str(e) if isinstance(e, UserError) else nonsense
             raise DamagedError(f"{found.path}: {' '.join(reason.split())}") from None
         episodes = found.tensors["episodes"]
         if not from_older_release(episodes):
@@ -1184,13 +1187,7 @@ class Checkpoints(Snapshots):
     def fit(self, tensors: dict[str, dict[str, Tensor]], meta: dict) -> None:
         "Check everything and put it in its place."
         check_settings(self.config, meta)
-        counts = [meta[k] for k in ("epoch", "env_steps", "begun")]
-        if (
-            not all(type(n) is int and 0 <= n < 2**53 for n in counts)
-            or not 0 <= meta["seconds"] < math.inf
-            or counts[0] < counts[2]
-        ):
-            raise DamagedError("its counters make no sense")
+        counts = _counters(meta)
         theirs, ours = Config.from_json(meta["config"]).collecting, self.config.collecting
         if theirs != ours and counts[0] > min(theirs, ours):
             raise OtherSchedule(counts[1])
@@ -1414,10 +1411,8 @@ class Run(Resumed):
             self.leave()
             raise
 
-    def begin(
-        self, config: Config | None, resume: bool, steps: int | None, make_env: Callable | None,
-        allow_import: bool,
-    ) -> None:
+    def begin(self, config: Config | None, resume: bool, steps: int | None,
+              make_env: Callable | None, allow_import: bool) -> None:
         "Build everything, from the folder where it holds a run."
         there = from_first(self.folder.config.exists)
         if there and not resume:
@@ -1438,8 +1433,7 @@ class Run(Resumed):
         elif resume and len(self.folder.history()) > self.config.save_every:
             raise UserError(
                 f"the checkpoints of {self.folder.path} are gone: put "
-                f"{self.folder.checkpoint.name} back, or start again in another folder with --out"
-            )
+                f"{self.folder.checkpoint.name} back, or start again in another folder with --out")
         else:                                # stopped before anything was saved: from the beginning
             self.restore_metrics("")
         if self.config != stored:                           # no longer the run that was finished
