@@ -250,7 +250,8 @@ def close_world(close: Callable, name: str) -> None:
         with WorldCode(name, "close"):
             close()
     except Exception as e:
-        warnings.warn(f"the world {name} failed in close(): {reason(e)}", WorldWarning, stacklevel=3)
+        text = f"the world {name} failed in close(): {reason(e)}"
+        warnings.warn(text, WorldWarning, stacklevel=3)
 
 # %% ../nbs/01_envs.ipynb #c017w6
 class Border(gymnasium.Wrapper):

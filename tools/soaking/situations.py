@@ -132,7 +132,8 @@ class Situation:
             self.violate(o, f"a traceback without a name: {last}")
         elif o.code == 1 and not o.named and heard:
             self.violate(o, f"the last line does not name the world and the call: {last}")
-        said = [line for line in o.said if not line.startswith(("simulus-nb: no curves", "simulus-nb: no dream"))]
+        notices = ("simulus-nb: no curves", "simulus-nb: no dream")
+        said = [line for line in o.said if not line.startswith(notices)]
         if o.code == 2 and heard and (len(said) != 1 or not last.startswith("simulus-nb: ")):
             self.violate(o, f"{len(said)} lines of complaint: {' / '.join(said[-3:])}")
         clean = o.code == 0 and o.argv[0] == "train" and "--help" not in o.argv
