@@ -127,8 +127,8 @@ def controller_loss(
     scale: ReturnScale,         # running return scale c, made for B * (H - 1) returns; updated here
     config: ControllerLossConfig,
     actor: bool = True,                           # False: only the critic learns
-    everyone: Callable = lambda x: x,             # rows (n, ...) of this process to those of all:
-                                                  # several GPUs may share a batch
+    everyone: Callable = lambda x: x,             # rows (n, ...) of this process to those of all
+    mean_of_all: Callable = lambda x: x,          # of a number, over the processes of a batch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_critic + L_π over the steps of a dream before its end, in one batched pass of C: Eq.
     (14.15)."""
@@ -137,7 +137,7 @@ def controller_loss(
     target = lambda_return(dream.reward, dream.done, value, gamma=config.gamma, lam=config.lam)
     target, logits = target[:, :-1], logits[:, :-1]                             # Eq. (12.1)
     alive, kind = dream.alive[:, :-1].to(value.dtype), controller.action_spec.kind
-    share = alive / everyone(alive.sum()[None]).mean()
+    share = alive / mean_of_all(alive.sum())
     mean = lambda x: (x * share).sum()                                          # Eq. (14.11)
     c = scale.update(everyone(torch.where(alive > 0, target, target[:, :1])))
     advantage = (target - value[:, :-1]) / c.clamp(min=1)                       # Eq. (12.9)

@@ -55,8 +55,8 @@ from simulus_nb.checkpoint import (
 )
 from .config import Config, cost, differences, flat
 from simulus_nb.distributed import (
-    any_of, everyone, from_first, in_parts, join, mean_metrics, mine, own_noise, parallel, place,
-    processes, rank, share_random
+    any_of, everyone, from_first, in_parts, join, mean_metrics, mean_of_all, mine, own_noise, parallel,
+    place, processes, rank, share_random
 )
 from .dream import dream_media, whole
 from simulus_nb.envs import (
@@ -140,8 +140,8 @@ def losses_of(
                 f"processes: use a multiple of {processes()}"
             )
     V, M, C = agent.tokenizer, agent.world_model, agent.controller
-    of_c = partial(controller_loss, C, everyone=everyone)
-    losses = {"m": parallel(M, make(partial(world_model_loss, M, everyone=everyone))),
+    of_c = partial(controller_loss, C, everyone=everyone, mean_of_all=mean_of_all)
+    losses = {"m": parallel(M, make(partial(world_model_loss, M, mean_of_all=mean_of_all))),
               "c": parallel(C, of_c), "critic": parallel(C, of_c, idle=True)}
     if V.images():                                              # else there is nothing to learn
         losses["v"] = parallel(V, make(partial(V.loss, everyone=everyone)))

@@ -196,8 +196,8 @@ def world_model_loss(
     done: Tensor,                     # (B, T) d_t follows a_t
     mask: Tensor,                     # (B, T) False where padded
     context: int = 1,                 # t_0: observations are targets from S_context on
-    everyone: Callable = lambda x: x,   # rows (n, ...) of this process to those of all:
-                                        # several GPUs may share a batch
+    mean_of_all: Callable = lambda x: x,    # of a number: its mean over the processes that share
+                                            # the batch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     "L_M, every term averaged over its own targets, Eq. (11.17), and its terms (detached)."
     prediction, _ = model(z[:, :-1], action[:, :-1], mask=mask[:, :-1], keep=False,
@@ -205,7 +205,7 @@ def world_model_loss(
     chance = _full(prediction.done)
     weight = (mask[:, :-1] & mask[:, 1:]).to(chance.dtype)                      # Eq. (11.17), w
     later = weight[:, context - 1:]                                             # w where t >= t_0
-    average = lambda x, w: (x * w).sum() / _targets(w, everyone)                # Eq. (11.17)
+    average = lambda x, w: (x * w).sum() / _targets(w, mean_of_all)             # Eq. (11.17)
     each = modality_losses(model.layout, prediction, z[:, context:])            # Eq. (11.13a)
     obs = average(observation_loss(model.layout, each), later)                  # Eq. (11.13)
     rew = average(model.reward.loss(prediction.reward, reward[:, :-1]), weight)     # Eq. (11.14)
@@ -217,7 +217,6 @@ def world_model_loss(
     metrics = dict(loss=loss, obs=obs, reward=rew, done=end) | parts
     return loss, {name: x.detach() for name, x in metrics.items()}
 
-def _targets(weight: Tensor, everyone: Callable) -> Tensor:
-    "How many transitions count, per process; one in all at least: what Eq. (11.17) divides by."
-    counts = everyone(weight.sum()[None])                               # (processes,)
-    return counts.mean().clamp(min=1 / len(counts))
+def _targets(weight: Tensor, mean_of_all: Callable) -> Tensor:
+    "How many transitions count, per process, and never nothing: what Eq. (11.17) divides by."
+    return mean_of_all(weight.sum()).clamp(min=1e-6)

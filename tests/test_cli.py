@@ -551,9 +551,11 @@ def test_forbidden_folder(capsys):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_full_disk(capsys, quick):
-    Path("r").mkdir()
-    Path("r/metrics.jsonl").symlink_to("/dev/full")
+def test_full_disk(capsys, quick, monkeypatch):
+    def full(path, *args, **kwargs):
+        return open("/dev/full" if Path(path).name == "metrics.jsonl" else path, *args, **kwargs)
+
+    monkeypatch.setattr("simulus_nb.trainer.open", full, raising=False)
     assert main(["train", "--out", "r", "--epochs", "1", *TINY]) == 2
     assert "No space left on device; free some space" in capsys.readouterr().err
 

@@ -303,7 +303,9 @@ def test_the_disk_fills_up_at_any_moment(fork, whole, tmp_path):
             and "Traceback" not in text
             and text.splitlines()[-1].startswith("simulus-nb: cannot write")
         ), text
-        assert sum(line.startswith("simulus-nb: ") for line in text.splitlines()) == 1
+        said = [line for line in text.splitlines() if line.startswith("simulus-nb: ")]
+        notices = ("simulus-nb: no curves", "simulus-nb: no dream")        # a run may lack pictures
+        assert sum(not line.startswith(notices) for line in said) == 1
     assert fork(argv=[*TOY, "--resume", "--out", str(folder)], log=str(log))["status"] == 0, (
         log.read_text()
     )

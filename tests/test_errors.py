@@ -22,7 +22,7 @@ from simulus_nb.cli import EvaluateCommand, given_path, main, parse, typed
 from simulus_nb.config import catch, flat
 from simulus_nb.doctor import Need, memory_shares, size_text, too_large
 from simulus_nb.replay import row_bytes
-from simulus_nb.spaces import UserError
+from simulus_nb.spaces import UserError, reason
 from simulus_nb.suite import ENTRY
 from simulus_nb.trainer import RunFolder, Trainer, ask_first, default_folder, infer_specs
 
@@ -81,11 +81,9 @@ def test_the_world_s_errors_are_the_world_s(error, monkeypatch, capsys):
     assert ends_with(monkeypatch, failure) == 1
     *trace, last = capsys.readouterr().err.splitlines()
     assert trace[0].startswith("Traceback") and "in run" in "\n".join(trace)
-    words = " ".join(str(error).split())
-    assert (
-        last
-        == f"simulus-nb: the world Mine-v0 failed in step(): {type(error).__name__}: {words}; "
-           "continue with: simulus-nb train"
+    assert last == (
+        f"simulus-nb: the world Mine-v0 failed in step(): {reason(error)}; "
+        "continue with: simulus-nb train"
     )
 
 
@@ -345,7 +343,7 @@ def sizes():
     return config, infer_specs(config), (counted, 0)
 
 
-@pytest.mark.parametrize("capacity", [100, 12_000, 10**11, 10**18])
+@pytest.mark.parametrize("capacity", [100, 12_000, 10**11, 10**15])
 def test_what_costs_most_comes_first(sizes, capacity, monkeypatch):
     config, (obs, act), counted = sizes
     config = config.change({"collect.capacity": capacity})

@@ -285,9 +285,8 @@ def test_lengths_that_are_refused(tmp_path, capsys):
     "One line each; nothing is lost."
     folder = tmp_path / "run"
     Trainer(toy(epochs=4, learn_on=1), folder, progress=False).train()
-    before = {
-        p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name
-    }
+    kept = lambda p: p.is_file() and "tfevents" not in p.name and p.name != "run.lock"
+    before = {p: p.read_bytes() for p in folder.rglob("*") if kept(p)}
     for line, expected in {
         "--steps 34": "has 102 environment steps behind it.*--steps 102",
         "--epochs 9 --learn-on 6": "keeps learn_on = 1.*would collect nothing.*--steps N",
@@ -301,9 +300,7 @@ def test_lengths_that_are_refused(tmp_path, capsys):
         == 2
     )
     assert "learn_on = 100 leaves none of 50 epochs" in capsys.readouterr().err
-    assert {
-        p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name
-    } == before
+    assert {p: p.read_bytes() for p in folder.rglob("*") if kept(p)} == before
 
 
 def test_what_a_command_amounts_to_is_said(tmp_path):

@@ -427,9 +427,9 @@ def test_what_is_no_picture_is_refused_before_pil_sees_it(shape, seed):
 
     for off in (-1.0, 256.0, 0.5, np.nan, np.inf, 1e300):
         one.flat[seed % one.size] = off
-        assert show({"eye": one}).startswith(
-            f"observation 'eye' (ndarray of float64, shape {shape}): "
-        )
+        message = show({"eye": one})
+        assert message.startswith("the world World gave ") and "in reset()" in message
+        assert f"observation 'eye' (ndarray of float64, shape {shape}): " in message
     black_and_white = (x > 128).astype(float)
     black_and_white.flat[0] = 1
     for wrong in (
@@ -439,7 +439,7 @@ def test_what_is_no_picture_is_refused_before_pil_sees_it(shape, seed):
         np.array(None), torch.rand(3)
     ):
         message = show({"eye": wrong})
-        assert message.startswith("observation 'eye'") and f"{type(wrong).__name__} " in message
+        assert "observation 'eye'" in message and f"{type(wrong).__name__} " in message
     for gone in ({}, {"ear": x}, x, None, []):
         assert "observation 'eye'" in show(gone)
 
