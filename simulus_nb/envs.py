@@ -263,7 +263,7 @@ def close_world(close: Callable, name: str) -> None:
         text = f"the world {name} failed in close(): {reason(e)}"
         warnings.warn(text, WorldWarning, stacklevel=3)
 
-# %% ../nbs/01_envs.ipynb #c017w6
+# %% ../nbs/01_envs.ipynb #c017w6x1
 def _reset_takes(env: gymnasium.Env, name: str) -> bool:
     "Whether `reset` of a world and of all its wrappers takes an argument of this name."
     while True:
@@ -277,6 +277,7 @@ def _reset_takes(env: gymnasium.Env, name: str) -> bool:
             return True
         env = env.env
 
+# %% ../nbs/01_envs.ipynb #c017w6
 class Border(gymnasium.Wrapper):
     "Checks what a world returns and marks what it raises. Its `close` does not fail."
 
@@ -684,8 +685,8 @@ def make_behind_border(spec: EnvSpec, **options) -> gymnasium.Env:
 def _passed_on(e: TypeError, create: Callable, callee: str) -> bool:
     "Whether a world's maker, or its class to a base `callee`, passed on what caused the error."
     frame = list(traceback.walk_tb(e.__traceback__))[-1][0]
-    if frame.f_code is getattr(create, "__code__", None):
-        return True
+    if frame.f_globals is globals() or frame.f_code is getattr(create, "__code__", None):
+        return True                             # we could not hand it over, or a function did not
     world = frame.f_locals.get("self")
     bases = type(world).__mro__ if isinstance(world, gymnasium.Env) else ()
     return any(f".{callee}".endswith(f".{c.__qualname__}.__init__") for c in bases)
@@ -1098,6 +1099,14 @@ def opened(makers: Iterable[Callable[[], gymnasium.Env]]) -> list[gymnasium.Env]
                 env.close()
         raise
 
+# %% ../nbs/01_envs.ipynb #c063x1
+def _each(x: np.ndarray, count: int, name: str, call: str, what: str) -> np.ndarray:
+    "`x`, if it has a row for each of `count` environments."
+    if x.shape[:1] != (count,):
+        raise broken(name, call, f"{what} has the shape {x.shape}",
+                     f"{count} rows, one for each environment")
+    return x
+
 # %% ../nbs/01_envs.ipynb #c063
 class Lockstep:
     """Several environments that are stepped together, built here or given, whatever their way of
@@ -1146,12 +1155,8 @@ class Lockstep:
 
     def _rows(self, raw, call: str) -> dict[str, np.ndarray]:
         "A batch of observations, a row for each environment."
-        seen = self.read(raw, call)
-        for k, x in seen.items():
-            if len(x) != self.num_envs:
-                raise broken(self.name, call, f"observation {k!r} has {len(x)} rows",
-                             f"{self.num_envs}, one for each environment")
-        return seen
+        return {k: _each(x, self.num_envs, self.name, call, f"observation {k!r}")
+                for k, x in self.read(raw, call).items()}
 
     def _final(self, after: dict, info: dict, i: int) -> dict:
         "The last observation of the episode that ended in environment i."
@@ -1164,9 +1169,7 @@ class Lockstep:
             )
         final = info["final_obs"]       # one entry per environment, or batched like the observation
         if isinstance(final, np.ndarray):
-            if final.shape[:1] != (self.num_envs,):
-                raise broken(self.name, "step", f"info['final_obs'] has shape {final.shape}",
-                             f"{self.num_envs} rows, one for each environment")
+            final = _each(final, self.num_envs, self.name, "step", "info['final_obs']")
             return observed(self.obs_spec, final[i], self.name, "step")
         return {k: x[i] for k, x in self._rows(final, "step").items()}
 
