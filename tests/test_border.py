@@ -723,7 +723,8 @@ MANY = {
     "no metadata": dict(metadata=None), "mode": dict(metadata={"autoreset_mode": "sometimes"}),
     "mode list": dict(metadata={"autoreset_mode": []}),
     "short final": dict(info={"final_obs": np.zeros((1, 3))}),
-    "short list": dict(info={"final_obs": [np.zeros(3)]}), "no final": dict(info={"final_obs": None}),
+    "short list": dict(info={"final_obs": [np.zeros(3)]}),
+    "no final": dict(info={"final_obs": None}),
     "final info": dict(info={"final_info": None}), "ragged": dict(reward=[[1.0], [1.0, 2.0]]),
     "grad": dict(reward=torch.ones(2, requires_grad=True)), "few": dict(reward=[1.0]),
 }
