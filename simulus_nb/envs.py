@@ -21,6 +21,7 @@ import re
 import reprlib
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -146,9 +147,13 @@ class WorldError(UserError):
 class WorldWarning(UserWarning):
     "Something went wrong in a world and did no harm to the run."
 
+def _during(call: str) -> str:
+    "A method as words; words (`while importing x`) as they are."
+    return call if " " in call else f"in {call}()"
+
 def broken(name: str, call: str, came: str, expected: str) -> WorldError:
     "The error to raise; one line."
-    line = f"the world {name} broke Gymnasium's rules in {call}(): {came}; expected {expected}"
+    line = f"the world {name} broke Gymnasium's rules {_during(call)}: {came}; expected {expected}"
     return WorldError(" ".join(line.split()))
 
 class WorldCode:
@@ -156,7 +161,7 @@ class WorldCode:
 
     def __init__(self,
         name: str,      # of the world
-        call: str,      # the method that is called
+        call: str,      # the method that is called, or what else is done, as `_during` takes it
     ):
         self.name, self.call = name, call
 
@@ -170,7 +175,7 @@ class WorldCode:
         if e is None or isinstance(e, (UserError, KeyboardInterrupt)) or hasattr(e, "of_world"):
             return
         remote = e.args[0] if e.args else None              # Gymnasium wraps what a process raised
-        place = getattr(remote, "of_world", f"{self.name} failed in {self.call}()")
+        place = getattr(remote, "of_world", f"{self.name} failed {_during(self.call)}")
         BaseException.__setattr__(e, "of_world", place)     # a frozen dataclass allows no other way
 
 # %% ../nbs/01_envs.ipynb #c017w4
@@ -238,11 +243,16 @@ def checked_step(out, name: str) -> tuple:
     return obs, checked_reward(reward, name), *flags, info
 
 # %% ../nbs/01_envs.ipynb #c017wa
+def _spec_id(env) -> str | None:
+    "The id in an environment's own specification, if it has one."
+    name = getattr(getattr(env, "spec", None), "id", None)
+    return name if isinstance(name, str) else None
+
 def world_name(env: gymnasium.Env) -> str:
     "What messages call a world: its id, or its class."
     if env.has_wrapper_attr("border_name"):                  # its border knows
         return env.get_wrapper_attr("border_name")
-    return env.spec.id if env.spec else type(env.unwrapped).__name__
+    return _spec_id(env) or type(env.unwrapped).__name__
 
 def close_world(close: Callable, name: str) -> None:
     "Close a world; a failure harms nothing any more and is a `WorldWarning`."
@@ -252,6 +262,20 @@ def close_world(close: Callable, name: str) -> None:
     except Exception as e:
         text = f"the world {name} failed in close(): {reason(e)}"
         warnings.warn(text, WorldWarning, stacklevel=3)
+
+# %% ../nbs/01_envs.ipynb #c017w6x1
+def _reset_takes(env: gymnasium.Env, name: str) -> bool:
+    "Whether `reset` of a world and of all its wrappers takes an argument of this name."
+    while True:
+        try:
+            arguments = inspect.signature(env.reset).parameters
+        except (TypeError, ValueError):                     # written in C
+            return False
+        if name not in arguments and not any(x.kind is x.VAR_KEYWORD for x in arguments.values()):
+            return False
+        if not isinstance(env, gymnasium.Wrapper):
+            return True
+        env = env.env
 
 # %% ../nbs/01_envs.ipynb #c017w6
 class Border(gymnasium.Wrapper):
@@ -289,11 +313,12 @@ class Border(gymnasium.Wrapper):
             try:
                 out = self.env.reset(seed=seed, options=options)
             except TypeError as e:
-                if old := re.search(
-                    r"reset\(\) got an unexpected keyword argument ('seed'|'options')", str(e)
-                ):
+                old = re.search(
+                    r"reset\(\) got an unexpected keyword argument '(seed|options)'", str(e)
+                )
+                if old and not _reset_takes(self.env, old[1]):
                     raise broken(
-                        self.border_name, "reset", f"it takes no {old[1]}",
+                        self.border_name, "reset", f"it takes no '{old[1]}'",
                         "reset(self, *, seed=None, options=None)"
                     ) from e
                 raise
@@ -498,7 +523,12 @@ class ResizeImages(gymnasium.ObservationWrapper):
         seen = observed(self.spec_of_pictures, observation, self.name, self.call)
         for m in self.spec_of_pictures.modalities:
             small = resize(seen[m.key], self.size).reshape(self.size, self.size, *m.raw_shape[2:])
-            observation = _put(observation, m.path, small)
+            try:
+                observation = _put(observation, m.path, small)
+            except Exception:                       # it can be read like a dict or tuple, no more
+                raise WorldError(f"the world {self.name} gave {shown(observation)} in "
+                                 f"{self.call}(): expected dicts and tuples, as its space "
+                                 "says") from None
         return observation
 
 # %% ../nbs/01_envs.ipynb #c036
@@ -520,8 +550,9 @@ def import_extra(env_id: str) -> None:
     if prefix is None or any(name.startswith(prefix) for name in gymnasium.registry):
         return
     module, register, extra = EXTRAS[prefix]
+    code = WorldCode(env_id, f"while importing {module}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), code:
             # dm_control looks for a display; nothing here needs one
             warnings.filterwarnings("ignore", module="glfw")
             package = importlib.import_module(module)
@@ -529,7 +560,8 @@ def import_extra(env_id: str) -> None:
         raise UserError(f'{env_id} needs an optional package: '
                         f'pip install "simulus-nb[{extra}]" ({e})') from None
     if register:
-        getattr(package, register)()
+        with code:
+            getattr(package, register)()
 
 # %% ../nbs/01_envs.ipynb #c036w1
 def registered(env_id: str) -> EnvSpec | None:
@@ -567,12 +599,10 @@ def _missing(env_id: str, e: Exception) -> UserError:
 def _import(module: str, env_id: str):
     "The module that an id or a registration names; what it raises itself stays as it is."
     try:
-        return importlib.import_module(module)
+        with WorldCode(env_id, f"while importing {module}"):
+            return importlib.import_module(module)
     except ModuleNotFoundError as e:
         raise _missing(env_id, ImportError(f"{e}, while importing {module}")) from None
-    except Exception as e:
-        e.of_world = f"{env_id} failed while importing {module}"
-        raise
 
 def find_env(env_id: str) -> EnvSpec:
     "The registered environment of an id, its module imported; `UserError` with the closest ids."
@@ -627,6 +657,9 @@ def check_arguments(make: Callable, name: str, options: dict) -> None:
 # %% ../nbs/01_envs.ipynb #c036b2
 def built(create: Callable, name: str, options: dict) -> Border:
     "The world that an entry point or somebody's own function makes, behind its border."
+    if not callable(create):
+        raise UserError("make_env must be a function that makes an environment, not "
+                        + shown(create))
     check_arguments(create, name, options)
     with WorldCode(name, "__init__"):
         return Border(create(**options), name)
@@ -637,17 +670,27 @@ def make_behind_border(spec: EnvSpec, **options) -> gymnasium.Env:
     entry_point = lambda **given: built(create, spec.id, given)
     if isinstance(getattr(create, "metadata", None), dict):
         entry_point.metadata = create.metadata      # Gymnasium looks there for the ways of drawing
-    try:
-        env = gymnasium.make(replace(spec, entry_point=entry_point),
-                             **options | {"disable_env_checker": True})
-    except TypeError as e:
-        failed = e.__cause__ or e                   # Gymnasium makes a new one of the world's own
-    if failed is not None:
-        raise failed
-    env.unwrapped.spec.entry_point = spec.entry_point
+    with WorldCode(spec.id, "gymnasium.make"):
+        try:
+            env = gymnasium.make(replace(spec, entry_point=entry_point),
+                                 **options | {"disable_env_checker": True})
+        except TypeError as e:
+            failed = e.__cause__ or e               # Gymnasium makes a new one of the world's own
+        if failed is not None:
+            raise failed
+        env.unwrapped.spec.entry_point = spec.entry_point
     return env
 
 # %% ../nbs/01_envs.ipynb #c037w2
+def _passed_on(e: TypeError, create: Callable, callee: str) -> bool:
+    "Whether a world's maker, or its class to a base `callee`, passed on what caused the error."
+    frame = list(traceback.walk_tb(e.__traceback__))[-1][0]
+    if frame.f_globals is globals() or frame.f_code is getattr(create, "__code__", None):
+        return True                             # we could not hand it over, or a function did not
+    world = frame.f_locals.get("self")
+    bases = type(world).__mro__ if isinstance(world, gymnasium.Env) else ()
+    return any(f".{callee}".endswith(f".{c.__qualname__}.__init__") for c in bases)
+
 def raw_make(env_id: str, **options) -> gymnasium.Env:
     "`gymnasium.make`, with a mistake of the caller's reported as a `UserError`."
     spec, ours = find_env(env_id), ("max_episode_steps", "render_mode")
@@ -657,9 +700,12 @@ def raw_make(env_id: str, **options) -> gymnasium.Env:
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as e:
         raise _missing(env_id, e) from None
     except TypeError as e:                                      # a class took it, its base does not
-        refused = re.search(r"(unexpected|multiple values for)( keyword)? argument '(.+?)'", str(e))
-        if refused and refused[3] in options:
-            raise UserError(f"{spec.id} does not take these options: {refused[0]}") from None
+        refused = re.search(
+            r"(\S+)\(\) got (?:an )?((?:unexpected|multiple values for)(?: keyword)? "
+            r"argument '(.+?)')", str(e)
+        )
+        if refused and refused[3] in options and _passed_on(e, maker(spec), refused[1]):
+            raise UserError(f"{spec.id} does not take these options: {refused[2]}") from None
         raise
 
 # %% ../nbs/01_envs.ipynb #c040
@@ -949,14 +995,9 @@ class VectorBorder(VectorWrapper):
     def __init__(self, env: VectorEnv):
         super().__init__(env)
         inner = env.unwrapped
-        if env.spec:
-            self.border_name = env.spec.id
-        else:
-            self.border_name = (
-                world_name(inner.envs[0])
-                if isinstance(inner, SyncVectorEnv)
-                else type(inner).__name__
-            )
+        self.border_name = _spec_id(env) or (
+            world_name(inner.envs[0]) if isinstance(inner, SyncVectorEnv) else type(inner).__name__
+        )
 
     def reset(self, *, seed=None, options=None):
         "New episodes."
@@ -970,7 +1011,11 @@ class VectorBorder(VectorWrapper):
             out = self.env.step(actions)
         obs, *columns, info = five_values(out, self.border_name)
         for i, what in enumerate(("reward", "terminated", "truncated")):
-            x = columns[i] = np.asarray(columns[i])
+            try:
+                x = np.asarray(columns[i])
+            except Exception:           # rows of different lengths, a tensor that needs a gradient
+                x = np.asarray(None)
+            came, columns[i] = columns[i], x
             if (
                 x.shape != (self.num_envs,)
                 or x.dtype.kind not in "biuf"
@@ -978,7 +1023,7 @@ class VectorBorder(VectorWrapper):
                 and not np.isin(x, (0, 1)).all()
             ):
                 raise broken(
-                    self.border_name, "step", f"it gave {what} = {shown(x)}",
+                    self.border_name, "step", f"it gave {what} = {shown(came)}",
                     f"{self.num_envs} {'truth values' if i else 'numbers'}"
                 )
         return obs, columns[0], *(x.astype(bool) for x in columns[1:]), info
@@ -988,6 +1033,17 @@ class VectorBorder(VectorWrapper):
         close_world(lambda: self.env.close(**kwargs), self.border_name)
 
 # %% ../nbs/01_envs.ipynb #c062
+def _autoreset_mode(envs: VectorEnv) -> AutoresetMode:
+    "The way in which a vector environment starts new episodes, as its `metadata` say."
+    told = envs.metadata if isinstance(envs.metadata, dict) else {}
+    try:
+        return AutoresetMode(told.get("autoreset_mode"))
+    except ValueError:
+        raise UserError(
+            f"{_spec_id(envs) or type(envs.unwrapped).__name__}: set metadata['autoreset_mode'] to "
+            "the gymnasium.vector.AutoresetMode in which it starts new episodes"
+        ) from None
+
 class Scores:
     """Returns and lengths of episodes: told by the environments that report them, for others added
     up here."""
@@ -995,7 +1051,7 @@ class Scores:
     def __init__(self, envs: VectorEnv):
         inner, self.hidden = (
             envs.unwrapped,
-            AutoresetMode(envs.metadata["autoreset_mode"]) is AutoresetMode.SAME_STEP
+            _autoreset_mode(envs) is AutoresetMode.SAME_STEP
         )
         ours = isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and inner.call(
             "has_wrapper_attr", "reports_score"
@@ -1014,6 +1070,9 @@ class Scores:
     def take(self, ended: np.ndarray, info: dict) -> list[EpisodeStats]:
         "The scores known after a step at which the episodes `ended` (num_envs,) bool are over."
         told, stats = info.get("final_info", {}) if self.hidden else info, []
+        if not isinstance(told, dict):
+            raise WorldError(f"the vector environment gave info['final_info'] = {shown(told)}; "
+                             "expected a dict, as its mode SAME_STEP asks for")
         for i in np.flatnonzero(
             np.where(self.reported, told.get(f"_{SCORE}", False), ended)
         ).tolist():
@@ -1030,12 +1089,23 @@ def opened(makers: Iterable[Callable[[], gymnasium.Env]]) -> list[gymnasium.Env]
     try:
         for make in makers:
             envs.append(make())
+            if any(envs[-1].unwrapped is env.unwrapped for env in envs[:-1]):
+                raise UserError(f"{world_name(envs[-1])}: the function returned the same "
+                                "environment twice: make a new one in each call")
         return envs
     except BaseException:
         for env in envs:
             with suppress(Exception):                           # the first error is the one to tell
                 env.close()
         raise
+
+# %% ../nbs/01_envs.ipynb #c063x1
+def _each(x: np.ndarray, count: int, name: str, call: str, what: str) -> np.ndarray:
+    "`x`, if it has a row for each of `count` environments."
+    if x.shape[:1] != (count,):
+        raise broken(name, call, f"{what} has the shape {x.shape}",
+                     f"{count} rows, one for each environment")
+    return x
 
 # %% ../nbs/01_envs.ipynb #c063
 class Lockstep:
@@ -1065,12 +1135,7 @@ class Lockstep:
             self.name, self.read = "", lambda obs, call: obs
         self.envs, self.num_envs = envs, envs.num_envs
         self.obs_spec, self.action_spec = obs_spec, action_spec
-        if "autoreset_mode" not in envs.metadata:
-            raise UserError(
-                f"{self.name}: set metadata['autoreset_mode'] to the "
-                "gymnasium.vector.AutoresetMode in which it starts new episodes"
-            )
-        self.mode, self.scores = AutoresetMode(envs.metadata["autoreset_mode"]), Scores(envs)
+        self.mode, self.scores = _autoreset_mode(envs), Scores(envs)
         self.restart(seed)
 
     def restart(self, seed: int) -> None:
@@ -1086,7 +1151,12 @@ class Lockstep:
 
     def _copy(self, raw, call: str) -> dict[str, np.ndarray]:     # {key: (num_envs, ...)}
         "A batch of observations in memory of its own: vector environments write over theirs."
-        return {k: np.array(x) for k, x in self.read(raw, call).items()}
+        return {k: np.array(x) for k, x in self._rows(raw, call).items()}
+
+    def _rows(self, raw, call: str) -> dict[str, np.ndarray]:
+        "A batch of observations, a row for each environment."
+        return {k: _each(x, self.num_envs, self.name, call, f"observation {k!r}")
+                for k, x in self.read(raw, call).items()}
 
     def _final(self, after: dict, info: dict, i: int) -> dict:
         "The last observation of the episode that ended in environment i."
@@ -1099,8 +1169,9 @@ class Lockstep:
             )
         final = info["final_obs"]       # one entry per environment, or batched like the observation
         if isinstance(final, np.ndarray):
+            final = _each(final, self.num_envs, self.name, "step", "info['final_obs']")
             return observed(self.obs_spec, final[i], self.name, "step")
-        return {k: x[i] for k, x in self.read(final, "step").items()}
+        return {k: x[i] for k, x in self._rows(final, "step").items()}
 
 # %% ../nbs/01_envs.ipynb #c065
 class Collector(Lockstep):

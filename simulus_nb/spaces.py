@@ -286,17 +286,16 @@ def _bound(space: gs.Space) -> tuple:
 def _modality(path: tuple, space: gs.Space, kind: str | None) -> Modality:
     "The `Modality` of one space without children; `kind` overrules the inferred one."
     key = _key(path)
+    drop = f"drop the key, {_override(key, 'drop')}, or " if path else ""   # a bare space has none
     if not isinstance(space, (gs.Box, gs.Discrete, gs.MultiDiscrete, gs.MultiBinary)):
         raise UserError(
             f"observation {key!r}: {type(space).__name__} spaces have no tokens here; "
-            f"drop the key, {_override(key, 'drop')}, or turn it into a Box or Discrete in a "
-            "wrapper"
+            f"{drop}turn it into a Box or Discrete in a wrapper"
         )
     raw = tuple(space.shape)
     if prod(raw) == 0:
         raise UserError(
-            f"observation {key!r}: shape {raw} holds nothing; drop the key, "
-            f"{_override(key, 'drop')}"
+            f"observation {key!r}: shape {raw} holds nothing; {drop}give it entries in a wrapper"
         )
     kind = kind or _kind(key, space)
     if kind == "image":
@@ -360,7 +359,7 @@ def _lookup(m: Modality, obs):
         for key in m.path:
             obs = obs[key]
         return obs
-    except (KeyError, IndexError, TypeError):
+    except Exception:               # a KeyError, or what a container of another make raises
         raise UserError(
             f"observation {m.key!r} is missing; build the spec from this environment's space"
         ) from None

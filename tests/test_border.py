@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import WrapperSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +16,8 @@ from test_every_world import TOY
 
 from simulus_nb.config import preset
 from simulus_nb.envs import (
-    Border, Collector, EpisodeScore, Lane, WorldError, WorldWarning, checked_reward, checked_step,
-    make_env, number, raw_make, scored
+    EXTRAS, Border, Collector, EpisodeScore, Lane, WorldError, WorldWarning, built, checked_reward,
+    checked_step, make_env, number, raw_make, scored
 )
 from simulus_nb.evaluate import RandomAgent, evaluate
 from simulus_nb.spaces import ActionSpec, ObsSpec, UserError
@@ -593,3 +594,150 @@ def test_info_of_make_env_carries_the_score_at_the_end_and_only_there():
     told = [env.step(0)[4] for _ in range(env.unwrapped.length)]
     assert all("episode_return" not in info and "episode_length" not in info for info in told[:-1])
     assert told[-1]["episode_return"] == told[-1]["episode_length"] == len(told)
+
+
+IMPORTED = {     # what a module does while it is imported, what is raised
+    "import sys; sys.exit(0)": WorldError, "exit('no licence')": WorldError,
+    "raise SystemExit": WorldError, "1 / 0": ZeroDivisionError
+}
+
+
+@pytest.mark.parametrize("text", IMPORTED)
+@pytest.mark.parametrize("extra", [False, True])
+def test_a_module_that_ends_the_program_while_imported(text, extra, tmp_path, monkeypatch):
+    (tmp_path / "quits_x1.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(EXTRAS, "Quits-", ("quits_x1", None, "quits"))
+    name = "Quits-v0" if extra else "quits_x1:X-v0"
+    with pytest.raises(IMPORTED[text]) as e:
+        make_env(name)
+    if IMPORTED[text] is WorldError:
+        assert f"the world {name} broke" in str(e.value) and "\n" not in str(e.value)
+        assert "while importing quits_x1: it ended the program" in str(e.value)
+    else:
+        assert e.value.of_world == f"{name} failed while importing quits_x1"
+
+
+class ReadOnly(World):
+    spec = property(lambda self: None)
+
+
+class Unwrapped(World):
+    unwrapped = property(lambda self: None)
+
+
+def no_wrapper(env):
+    raise KeyError("wrapper")
+
+
+REGISTERED = {
+    "no steps": dict(max_episode_steps=0), "text steps": dict(max_episode_steps="100"),
+    "half steps": dict(max_episode_steps=1.5), "read-only": dict(entry_point=ReadOnly),
+    "unwrapped": dict(entry_point=Unwrapped),
+    "wrapper": dict(additional_wrappers=(WrapperSpec("No", "test_border:no_wrapper", {}),)),
+}
+
+
+@pytest.mark.parametrize("kind", REGISTERED)
+def test_what_gymnasium_makes_of_an_odd_registration_names_the_world(kind):
+    gymnasium.register("tests/Odd-v0", **dict(entry_point=World) | REGISTERED[kind])
+    try:
+        with pytest.raises(Exception) as e:
+            raw_make("tests/Odd-v0")
+        assert "tests/Odd-v0" in (getattr(e.value, "of_world", None) or str(e.value))
+    finally:
+        del gymnasium.registry["tests/Odd-v0"]
+
+
+class Helper:
+    def reset(self):
+        "Takes nothing."
+
+
+class CallsHelper(World):
+    def reset(self, *, seed=None, options=None):
+        Helper().reset(seed=seed)
+
+
+class Old(World):
+    def reset(self):
+        return super().reset()
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, gymnasium.Wrapper])
+def test_a_helper_without_a_seed_is_not_the_world_without_one(wrap):
+    with pytest.raises(TypeError) as e:
+        Border(wrap(CallsHelper())).reset(seed=1)
+    assert e.value.of_world == "CallsHelper failed in reset()"
+    refused(lambda: Border(wrap(Old())).reset(seed=1), "Old", "reset", "it takes no 'seed'")
+
+
+class NeedsHelper(World):
+    def __init__(self, size=1, render_mode=None):
+        self.helper = (lambda: None)(size=size)
+
+
+def test_a_helper_that_refuses_an_option_is_the_worlds_own_error():
+    gymnasium.register("tests/NeedsHelper-v0", entry_point=NeedsHelper)
+    with pytest.raises(TypeError) as e:
+        raw_make("tests/NeedsHelper-v0", size=3)
+    assert e.value.of_world == "tests/NeedsHelper-v0 failed in __init__()"
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, EpisodeScore, gymnasium.Wrapper])
+def test_one_environment_handed_out_twice_is_refused(wrap):
+    env = World()
+    with pytest.raises(UserError, match="the same environment twice: make a new one"):
+        play(lambda: wrap(env), 2)
+    play(lambda: wrap(env), 1)
+
+
+@pytest.mark.parametrize("create", ["tests/World-v0", World(), 3])
+def test_a_make_env_that_is_no_function(create):
+    with pytest.raises(UserError, match="make_env must be a function") as e:
+        built(create, "mine", {})
+    assert "\n" not in str(e.value)
+
+
+class Many(gymnasium.vector.VectorEnv):
+    "Two worlds; `says` replaces something of what it returns, or is one of its attributes."
+    def __init__(self, **says):
+        self.num_envs, self.metadata, self.says = 2, {"autoreset_mode": "SameStep"}, says
+        self.single_observation_space, self.single_action_space = (
+            World.observation_space, World.action_space
+        )
+        for name in {"metadata", "spec"} & set(says):
+            setattr(self, name, says[name])
+
+    def reset(self, *, seed=None, options=None):
+        return self.says.get("first", np.zeros((2, 3))), {}
+
+    def step(self, actions):
+        say, x = self.says.get, np.zeros((2, 3))
+        info = {"final_obs": x, "final_info": {}} | say("info", {})
+        return say("obs", x), say("reward", np.ones(2)), np.ones(2, bool), np.zeros(2, bool), info
+
+
+MANY = {
+    "first": dict(first=np.zeros((3, 3))), "obs": dict(obs=np.zeros((1, 3))),
+    "no metadata": dict(metadata=None), "mode": dict(metadata={"autoreset_mode": "sometimes"}),
+    "mode list": dict(metadata={"autoreset_mode": []}),
+    "short final": dict(info={"final_obs": np.zeros((1, 3))}),
+    "short list": dict(info={"final_obs": [np.zeros(3)]}),
+    "no final": dict(info={"final_obs": None}),
+    "final info": dict(info={"final_info": None}), "ragged": dict(reward=[[1.0], [1.0, 2.0]]),
+    "grad": dict(reward=torch.ones(2, requires_grad=True)), "few": dict(reward=[1.0]),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_a_vector_environment_of_wrong_rows_or_habits_is_one_line(kind):
+    with pytest.raises(UserError) as e:
+        Collector(Many(**MANY[kind]), *SPECS).collect(STILL, 10)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("spec", [None, "text", {"id": 1}, 3])
+def test_an_odd_spec_leaves_a_vector_environment_its_class_as_name(spec):
+    collector = Collector(Many(spec=spec), *SPECS)
+    assert collector.name == "Many" and len(collector.collect(STILL, 10)[1]) == 10

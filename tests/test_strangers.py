@@ -18,8 +18,8 @@ from simulus_nb.cli import main, score_text
 from simulus_nb.config import Config, catch, preset_for
 from simulus_nb.controller import ControllerConfig
 from simulus_nb.envs import (
-    ATARI, CATCH, FIXED, OPTIONS, RUN_GIVES, AtariProtocol, ResizeImages, atari_game, check_options,
-    find_env, is_minigrid, make_env, needs_extra, raw_make, registered, resize
+    ATARI, CATCH, FIXED, OPTIONS, RUN_GIVES, AtariProtocol, Collector, ResizeImages, atari_game,
+    check_options, find_env, is_minigrid, make_env, needs_extra, raw_make, registered, resize
 )
 from simulus_nb.evaluate import Evaluation, game_name
 from simulus_nb.retnet import RetNetConfig
@@ -586,3 +586,32 @@ def test_commands_refuse_in_one_line(words, says, tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path / "run"), *words]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and says in lines[0] and "Traceback" not in lines[0]
+
+
+FORM = np.dtype([("b", float), ("camera", np.uint8, (8, 8))])
+ODD_CONTAINERS = [          # the space, what comes in its place
+    (gs.Dict(a=gs.Box(0, 1, (2,))), np.zeros((), FORM)),
+    (gs.Dict(a=gs.Box(0, 1, (2,))), type("Odd", (), {"__getitem__": lambda self, k: 1 / 0})()),
+    (gs.Dict(camera=gs.Box(0, 255, (8, 8), np.uint8)), np.zeros((), FORM)),
+    (gs.Tuple([gs.Box(0, 255, (8, 8), np.uint8)] * 2),
+     np.array([np.zeros((8, 8), np.uint8), None, 1], object)),
+]
+
+
+@pytest.mark.parametrize("space,seen", ODD_CONTAINERS)
+def test_a_container_of_another_make_is_one_line(space, seen):
+    spec = ObsSpec.from_space(space)
+    lines = []
+    for run in (lambda: Collector([lambda: World(space, seen)], spec, ActionSpec("discrete", (2,))),
+                lambda: ResizeImages(World(space, seen), 4).reset()):
+        try:
+            run()
+        except UserError as e:
+            lines.append(str(e))
+    assert lines and all("the world World gave" in x and "\n" not in x for x in lines)
+
+
+@pytest.mark.parametrize("space", [gs.Box(0, 1, (0,)), gs.Text(3), gs.Graph(gs.Discrete(2), None)])
+def test_a_bare_space_has_no_key_to_drop(space):
+    assert "drop" not in refusal(ObsSpec.from_space, space)
+    assert "--obs-kinds 'a' drop" in refusal(ObsSpec.from_space, gs.Dict(a=space))
