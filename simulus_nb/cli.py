@@ -952,8 +952,8 @@ def perform(argv: Sequence[str], kept: list) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `simulus-nb`; `argv` without the program's name, None for `sys.argv`. Returns the
-    exit code: 0, a command's own, 1 if the world failed, 2 for a mistake, 130 for an
-    interruption, 141 if nobody listens."""
+    exit code: 0, a command's own, 1 if the world failed or a module called `sys.exit`, 2 for a
+    mistake, 130 for an interruption, 141 if nobody listens."""
     argv, kept, path = list(sys.argv[1:] if argv is None else argv), [], list(sys.path)
     with streams():
         try:
