@@ -454,23 +454,17 @@ def media_of(folder: RunFolder, which: str) -> Path:
 class EvaluateCommand:
     "Play with a trained agent: mean return with its standard error, and a video of one episode."
     folder: Run
-    episodes: int | None = field(
-        default=None,
-        metadata=dict(
-            help="episodes to play; without it as many as the run's settings say", low=1,
-            high=1_000_000
-        ),
-    )
+    episodes: int | None = field(default=None, metadata=dict(
+        help="episodes to play; without it as many as the run's settings say", low=1,
+        high=1_000_000))
     temperature: float | None = field(
         default=None,
         metadata=dict(
             help="softmax temperature, 0 for the likeliest action; without it the run's own", low=0
         ),
     )
-    seed: int | None = field(
-        default=None,
-        metadata=dict(help="seed; without it that of the evaluation after training", low=0)
-    )
+    seed: int | None = field(default=None, metadata=dict(
+        help="seed; without it that of the evaluation after training", low=0))
     device: Device = field(default="auto", metadata=dict(help="where tensors live"))
     which: Which = field(default="last", metadata=dict(help=WHICH_HELP))
     allow_import: bool = field(default=False, metadata=dict(help=IMPORT_HELP))
