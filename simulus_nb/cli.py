@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['registry', 'PRESET_HELP', 'IMPORT_HELP', 'LENGTH', 'LARGEST', 'Device', 'Which', 'WHICH_HELP', 'Run', 'COMMANDS',
-           'DISK', 'json_object', 'given_path', 'starting_point', 'announce', 'how_to_resume', 'score_text',
+           'DISK', 'LESS', 'json_object', 'given_path', 'starting_point', 'announce', 'how_to_resume', 'score_text',
            'best_text', 'summary', 'a_line_a_minute', 'meter', 'TrainCommand', 'typed', 'says_what', 'resumed',
            'CannotDraw', 'as_frame', 'Recorder', 'frames_a_second', 'drawing', 'film_episode', 'media_of',
            'EvaluateCommand', 'load_replay', 'DreamCommand', 'BenchCommand', 'DoctorCommand', 'SuiteCommand',
-           'one_line', 'read_options', 'translated', 'parse', 'unread', 'lost_output', 'streams', 'complain',
+           'one_line', 'read_options', 'translated', 'parse', 'Output', 'unread', 'lost_output', 'streams', 'complain',
            'of_program', 'ending', 'warned', 'perform', 'main']
 
 # %% ../nbs/21_cli.ipynb #c002
@@ -113,12 +113,15 @@ def _path_option(info: tyro.constructors.PrimitiveTypeInfo):
 # %% ../nbs/21_cli.ipynb #c008
 def starting_point(argv: Sequence[str]) -> Config:
     "The preset that `argv` starts from: `--preset`, else the one made for `--env`, else catch."
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in ("--preset", "--env"):
         peek.add_argument(option, nargs="?")
     peek.add_argument("--out", nargs="?")
     peek.add_argument("--resume", action="store_true")
-    known, _ = peek.parse_known_args(list(argv))
+    try:
+        known, _ = peek.parse_known_args(list(argv))
+    except argparse.ArgumentError:
+        raise UserError("--resume takes no value: write it alone, or leave it out") from None
     if known.resume and known.out and not known.preset:
         if (folder := RunFolder(given_path([known.out]))).config.exists():
             return folder.read_config()                         # what a resumed run was made with
@@ -451,20 +454,17 @@ def media_of(folder: RunFolder, which: str) -> Path:
 class EvaluateCommand:
     "Play with a trained agent: mean return with its standard error, and a video of one episode."
     folder: Run
-    episodes: int | None = field(
-        default=None,
-        metadata=dict(help="episodes to play; without it as many as the run's settings say", low=1)
-    )
+    episodes: int | None = field(default=None, metadata=dict(
+        help="episodes to play; without it as many as the run's settings say", low=1,
+        high=1_000_000))
     temperature: float | None = field(
         default=None,
         metadata=dict(
             help="softmax temperature, 0 for the likeliest action; without it the run's own", low=0
         ),
     )
-    seed: int | None = field(
-        default=None,
-        metadata=dict(help="seed; without it that of the evaluation after training", low=0)
-    )
+    seed: int | None = field(default=None, metadata=dict(
+        help="seed; without it that of the evaluation after training", low=0))
     device: Device = field(default="auto", metadata=dict(help="where tensors live"))
     which: Which = field(default="last", metadata=dict(help=WHICH_HELP))
     allow_import: bool = field(default=False, metadata=dict(help=IMPORT_HELP))
@@ -523,7 +523,9 @@ class DreamCommand:
     folder: Run
     horizon: int = field(
         default=17,
-        metadata=dict(help="imagined observations; fewer where episodes are short", low=1)
+        metadata=dict(
+            help="imagined observations; fewer where episodes are short", low=1, high=100_000
+        ),
     )
     seed: int = field(default=0, metadata=dict(help="seed of beginnings and dreams", low=0))
     device: Device = field(default="auto", metadata=dict(help="where tensors live"))
@@ -709,7 +711,9 @@ def read_options(argv: Sequence[str], base: Config):
             )
     except SystemExit as e:
         if not e.code:
-            raise                                               # --help: printed, all is well
+            sys.stdout.flush()                                  # a full disk shows now
+            e.of_help = True
+            raise
         command = next((word for word in argv if not word.startswith("-")), "")
         raise UserError(
             f"{one_line(box.getvalue())} (see simulus-nb "
@@ -750,6 +754,32 @@ def parse(argv: Sequence[str]):
     if typed(argv, "--env")[-1:] == [command.config.env]:
         command = replace(command, allow_import=True)           # no file has named that id
     return command.budget(argv)
+
+# %% ../nbs/21_cli.ipynb #c028x31
+class Output:
+    "A stream whose failures are known later: their `OSError` gets an attribute `of_output`."
+
+    def __init__(self, stream: io.TextIOBase):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def marked(self, work: Callable, *args) -> Any:
+        "What `work` gives; its `OSError` is marked."
+        try:
+            return work(*args)
+        except OSError as e:
+            e.of_output = True
+            raise
+
+    def write(self, text: str) -> int:
+        "As of the stream."
+        return self.marked(self.stream.write, text)
+
+    def flush(self) -> None:
+        "As of the stream."
+        self.marked(self.stream.flush)
 
 # %% ../nbs/21_cli.ipynb #c028co1
 def unread(stream: io.IOBase) -> bool:
@@ -797,6 +827,7 @@ def streams() -> Iterator[None]:
             ):
                 undo.callback(stream.reconfigure, errors=stream.errors)
                 stream.reconfigure(errors="replace")
+        sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
         try:
             yield
         finally:
@@ -816,18 +847,20 @@ DISK = {
     errno.EISDIR: "give the name of a file"
 }
 
+LESS = {EvaluateCommand: "--episodes", DreamCommand: "--horizon"}   # what takes their memory
+
 def of_program(error: BaseException, command: Any) -> str | None:
     """What to say of an error that is neither the user's nor the world's; None for what nobody
     foresaw."""
     if ran_out(error):
         traceback.clear_frames(error.__traceback__)             # what it holds may be large
-        where = getattr(
-            error, "stage", f"simulus-nb {type(command).__name__.removesuffix('Command').lower()}"
-        )
-        config = getattr(command, "config", None)
-        with contextlib.suppress(UserError, AttributeError):    # a command without a folder
-            config = config or RunFolder(command.folder).read_config()
-        return too_large(config, where) if config else f"out of memory ({error})"
+        where = f"simulus-nb {type(command).__name__.removesuffix('Command').lower()}"
+        if option := LESS.get(type(command)):
+            return f"out of memory while {where} was at work: try a smaller {option}, or --device"
+        with contextlib.suppress(UserError, AttributeError):    # no consent; no settings
+            ask_first(command.config.env, getattr(command, "allow_import", True))
+            return too_large(command.config, getattr(error, "stage", where))
+        return f"out of memory ({error})"
     if where := getattr(error, "of_ours", None):
         return (
             f"cannot write {where}: {error.strerror}; "
@@ -838,7 +871,8 @@ def of_program(error: BaseException, command: Any) -> str | None:
 # %% ../nbs/21_cli.ipynb #c028co3
 def ending(error: BaseException, command: Any = None) -> int | None:
     "The exit code of a command that ended so, after its one line; None for what nobody foresaw."
-    if isinstance(error, OSError) and (lost := lost_output()) is not None:
+    ours = error if getattr(error, "of_output", False) else None
+    if isinstance(error, OSError) and (lost := lost_output() or ours) is not None:
         # `... | head` has seen enough; the terminal is gone
         if lost.errno in (errno.EPIPE, errno.EIO, errno.EINVAL):
             return 141                                          # as a shell says it
@@ -859,8 +893,12 @@ def ending(error: BaseException, command: Any = None) -> int | None:
             traceback.print_exception(error)
         complain(f"the world {world}: {reason(error)}{then}", error)
         return 1
-    if isinstance(error, SystemExit):                           # --help
-        return int(error.code or 0)
+    if isinstance(error, SystemExit):
+        if getattr(error, "of_help", False):
+            return 0
+        said = error.code if isinstance(error.code, str) else f"sys.exit({error.code or ''})"
+        complain(f"ended early by a module that it called: {said}{then}", error)
+        return 1
     if (text := of_program(error, command)) is None:
         return None
     complain(text + then, error)
@@ -898,7 +936,9 @@ def perform(argv: Sequence[str], kept: list) -> int:
         asked = getattr(command, "allow_import", False) or ":" in getattr(
             getattr(command, "config", None), "env", ""
         )
-        sys.path += [os.getcwd()] * asked                       # my_worlds.py of my_worlds:Mine-v0
+        if asked:                                               # my_worlds.py of my_worlds:Mine-v0
+            with contextlib.suppress(OSError):                  # the folder is no more
+                sys.path.append(os.getcwd())
         code = command.run("simulus-nb " + shlex.join(argv))
         leave()
     sys.stdout.flush()
@@ -906,8 +946,8 @@ def perform(argv: Sequence[str], kept: list) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `simulus-nb`; `argv` without the program's name, None for `sys.argv`. Returns the
-    exit code: 0, a command's own, 1 if the world failed, 2 for a mistake, 130 for an
-    interruption, 141 if nobody listens."""
+    exit code: 0, a command's own, 1 if the world failed or a module called `sys.exit`, 2 for a
+    mistake, 130 for an interruption, 141 if nobody listens."""
     argv, kept, path = list(sys.argv[1:] if argv is None else argv), [], list(sys.path)
     with streams():
         try:

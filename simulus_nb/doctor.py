@@ -14,7 +14,6 @@ __all__ = ['GIB', 'UPDATES', 'SHARE', 'SIZES', 'COMPILERS', 'SHOWN', 'TOY', 'TOL
 import contextlib
 import hashlib
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -36,12 +35,13 @@ from torch.utils.flop_counter import flop_registry
 
 from .accelerate import has_bfloat16, has_tf32, pick_precision, use_precision
 from .bench import clock, duration, product_rate, run_counts, run_seconds
+from .checkpoint import read_json
 from .config import Config, flat, preset
 from .controller import actor_state
 from .imagination import Dream, dream_step, imagine
 from .perceptual import VGG_URL, PerceptualLoss
 from .replay import Segment, obs_dtype, row_bytes
-from .spaces import ActionSpec, ObsSpec, UserError
+from .spaces import ActionSpec, ObsSpec, UserError, reason
 from simulus_nb.trainer import (
     Learner, Stages, as_graphs, infer_specs, make_agent, pick_device, update
 )
@@ -265,7 +265,7 @@ def stored_seconds(
     """Seconds of a whole run by the file of `simulus-nb bench --json`, with --compare or without.
     `UserError` if it was made for other sizes."""
     try:
-        found = json.loads(path.read_text(encoding="utf8"))
+        found = read_json(path)
         if "variants" in found:
             switches = [name for name in ("compile", "graphs") if getattr(config, name)]
             found = found["variants"][" ".join([precision, *switches])]
@@ -277,8 +277,8 @@ def stored_seconds(
         seconds = run_seconds(count, each)                      # Eq. (30.1)
         if not 0 < seconds < math.inf or min(each.values()) < 0:
             raise ValueError("no durations")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"--bench {path} tells nothing of this run ({type(e).__name__}: {e}): "
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as e:
+        raise UserError(f"--bench {path} tells nothing of this run ({reason(e)}): "
                         "make it with simulus-nb bench --json") from None
     for name, value in flat(config).items():
         if name.startswith(SIZES) and not name.endswith("perceptual") and theirs[name] != value:

@@ -1,6 +1,7 @@
 "The doctor: counts that agree with what really happens, and findings instead of crashes."
 import json
 import math
+import os
 from itertools import accumulate
 from pathlib import Path
 
@@ -260,6 +261,42 @@ def test_stored_rates(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match="tells nothing of this run"):
             stored_seconds(path, config, "float32")
+
+
+ODD = [
+    *("[" * 100_000, '{"a":' * 100_000, "\xff", '{"seconds": 3}', '{"seconds": [[1, 2, 3]]}'),
+    *('{"variants": []}', '{"variants": {"float32": 1}}', '{"seconds": {"V": 1}, "config": []}')
+]
+VALUES = [None, "1", [], {}, -1, 10**400, math.nan, math.inf]
+
+
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
+def test_rates_that_are_none(text, tmp_path):
+    path = tmp_path / "b.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="tells nothing of this run") as caught:
+        stored_seconds(path, tiny(), "float32")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
+def test_rates_that_are_no_durations(value, tmp_path):
+    path, config = tmp_path / "b.json", tiny()
+    each = dict.fromkeys(doctor.run_counts(config), 1.0) | {"M": value}
+    path.write_text(json.dumps({"seconds": each, "config": config.to_json()}))
+    with pytest.raises(UserError, match="tells nothing of this run"):
+        stored_seconds(path, config, "float32")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_rates_that_are_no_ordinary_file(tmp_path):
+    "Nothing hangs, and nothing is read without end."
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "holes", "wb") as file:
+        file.truncate(2**40)
+    for path in (tmp_path / "pipe", tmp_path / "holes", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UserError, match="tells nothing of this run"):
+            stored_seconds(path, tiny(), "float32")
 
 
 def test_command(capsys, tmp_path):

@@ -2,6 +2,7 @@
 modules that only a file names."""
 import errno
 import io
+import json
 import os
 import shlex
 import signal
@@ -224,6 +225,45 @@ def test_a_reader_that_leaves(stream, monkeypatch):
         assert main(["evaluate", "x"]) == 141
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("how", ["flush", "at the end", "twice", "--help"])
+def test_a_full_disk_below_standard_output(how, monkeypatch, capfd):
+    "Whatever has flushed in between, and whether or not a second flush succeeds."
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        def run(self, command):
+            try:
+                print("x" * 20, flush=how != "at the end")
+            finally:
+                if how == "twice":                      # what could not be written is gone
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+                    full.flush()
+        monkeypatch.setattr(EvaluateCommand, "run", run)
+        assert main(["evaluate", "--help" if how == "--help" else "x"]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("simulus-nb: cannot write to standard output: No space left on device; ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", ["no licence\nfound", 0, None, 3, 256, ("a", "b")])
+def test_sys_exit_in_a_module_is_no_silent_success(code, monkeypatch, capsys):
+    assert ends_with(monkeypatch, SystemExit(code)) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "ended early" in said
+    assert not isinstance(code, str) or "no licence found" in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a folder that goes while one is in it")
+def test_a_working_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+    gone, run = tmp_path / "gone", lambda self, command: None
+    gone.mkdir(), monkeypatch.chdir(gone), gone.rmdir()
+    monkeypatch.setattr(EvaluateCommand, "run", run)
+    for more in ([], ["--allow-import"]):
+        assert main(["evaluate", str(tmp_path), *more]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def terminal(monkeypatch):
     """Let standard output and error be a terminal so many columns wide, with an alphabet; gives the
@@ -389,6 +429,29 @@ def test_memory_that_ends_in_a_run(stage, learn, words, monkeypatch, capsys, siz
     ) and has_saves("r/checkpoint")
 
 
+@pytest.mark.parametrize("command,option", [("evaluate", "--episodes"), ("dream", "--horizon")])
+def test_memory_that_ends_in_other_commands(command, option, monkeypatch, capsys):
+    "Their own options are named, no setting of the training."
+    monkeypatch.setattr("simulus_nb.cli.agent_of", lambda *a: torch.zeros(2**60))
+    assert main([command, "r"]) == 2
+    said = capsys.readouterr().err
+    assert option in said and "--train" not in said and "--collect" not in said
+    assert said.count("\n") == 1 and f"simulus-nb {command} was at work" in said
+    assert main([command, "r", option, "99999999"]) == 2
+    assert "out of range" in capsys.readouterr().err
+
+
+def test_memory_that_ends_before_the_consent(monkeypatch, capsys):
+    "Counting what a run needs would open its world, whose module only its file names."
+    config = catch().change({"env": "gift_world:simulus-test/Gift-v0"})
+    Path("r").mkdir(), RunFolder("r").config.write_text(json.dumps(config.to_json()))
+    asked = []
+    monkeypatch.setattr(doctor, "infer_specs", lambda *a: asked.append(a))
+    monkeypatch.setattr("simulus_nb.cli.is_whole", lambda *a: torch.zeros(2**60))
+    assert main(["train", "--resume", "--out", "r"]) == 2
+    assert capsys.readouterr().err.startswith("simulus-nb: out of memory (") and not asked
+
+
 def test_memory_is_no_damage(monkeypatch, capsys, quick, sizes):
     """A save that does not fit into memory is whole: no older one is taken instead, and nothing is
     called damaged."""
@@ -478,7 +541,9 @@ def test_folders_of_long_names():
         ("suite --games --out s", "--games needs at least one"),
         ("suite --seeds", "--seeds needs at least one"), ("suite --games ''", "--games needs"),
         ("train --threads 100000", "between 0 and 1024"),
-        ("train --steps x", "--steps: invalid literal")
+        ("train --steps x", "--steps: invalid literal"),
+        ("train --resume=True", "--resume takes no value"),
+        ("train --out r --resume=no --env x", "--resume takes no value")
     ],
 )
 def test_nothing_and_too_much(line, words, capsys):
