@@ -55,8 +55,8 @@ from simulus_nb.checkpoint import (
 )
 from .config import Config, cost, differences, flat
 from simulus_nb.distributed import (
-    any_of, everyone, from_first, in_parts, join, mean_metrics, mean_of_all, mine, own_noise, parallel,
-    place, processes, rank, share_random
+    any_of, everyone, from_first, in_parts, join, mean_metrics, mean_of_all, mine, own_noise,
+    parallel, place, processes, rank, share_random
 )
 from .dream import dream_media, whole
 from simulus_nb.envs import (
