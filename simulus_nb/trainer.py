@@ -316,9 +316,10 @@ class RunFolder:
         (self.config, self.metrics, self.manifest, self.evaluation, self.best,
          self.checkpoint, self.collected, self.media) = (self.home / n for n in names)
 
-    def shown(self, path: Path) -> Path:
-        "One of its files, by the name that the folder was given."
-        return self.path / path.relative_to(self.home)
+    def shown(self, path: str | Path) -> Path:
+        "One of its files, by the name that the folder was given; other paths as they are."
+        inside = Path(path).is_relative_to(self.home)
+        return self.path / Path(path).relative_to(self.home) if inside else Path(path)
 
     def own(self) -> FolderLock:
         "Become the owner of the folder, which is made if there is none; chapter 17."
@@ -330,7 +331,7 @@ class RunFolder:
             return FolderLock(self.home)
         except OSError as e:
             raise UserError(
-                f"cannot write to {e.filename or self.path}: {e.strerror}; "
+                f"cannot write to {self.shown(e.filename or self.home)}: {e.strerror}; "
                 "choose another folder with --out"
             ) from None
 
