@@ -8,9 +8,12 @@ __all__ = ['PARTS', 'WHICH', 'Components', 'choose', 'Policy', 'from_plain', 'Ag
 
 # %% ../nbs/15_agent.ipynb #c002
 import dataclasses
+import os
+import reprlib
 import types
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ from simulus_nb.checkpoint import (
 )
 from .controller import Controller, ControllerConfig, actor_state, sample_categorical
 from .envs import resize
-from .spaces import ActionSpec, ObsSpec, UserError
+from .spaces import ActionSpec, ObsSpec, UserError, reason
 from .tokenizer import MultiModalTokenizer, TokenizerConfig
 from .world_model import WorldModel, WorldModelConfig
 
@@ -74,7 +77,7 @@ def choose(
     generator: torch.Generator | None = None,     # on the device of `logits`
 ) -> Tensor:                                      # (n, K_a) int64
     "Action tokens from actor logits: Eqs. (15.2), (15.5)."
-    if temperature == 0:
+    if temperature < torch.finfo(torch.float32).tiny:       # 0, or as good as: nothing / 0 is NaN
         action = logits.argmax(-1)                # Eq. (15.3): of equal logits the first
     else:
         # Eq. (15.2); at most 0: no overflow
@@ -88,6 +91,14 @@ def choose(
     return action
 
 # %% ../nbs/15_agent.ipynb #c021
+def _check_chances(temperature: float, epsilon: float = 0.0) -> None:
+    "Raise a `UserError` unless actions can be chosen so; NaN is refused too."
+    if not (temperature >= 0 and 0 <= epsilon <= 1):
+        raise UserError(
+            "a policy needs temperature >= 0 and 0 <= epsilon <= 1, "
+            f"not {temperature} and {epsilon}"
+        )
+
 class Policy:
     """C with the memory of n running games: observations {key: (n, ...)} to action tokens (n, K_a),
     Eq. (15.6)."""
@@ -100,11 +111,7 @@ class Policy:
         epsilon: float = 0.0,                                # ε of Eq. (15.5)
         generator: torch.Generator | None = None,   # on the agent's device; None: the global one
     ):
-        if temperature < 0 or not 0 <= epsilon <= 1:
-            raise UserError(
-                "a policy needs temperature >= 0 and 0 <= epsilon <= 1, "
-                f"not {temperature} and {epsilon}"
-            )
+        _check_chances(temperature, epsilon)
         self.agent, self.temperature, self.epsilon, self.generator = (
             agent, temperature, epsilon, generator
         )
@@ -146,7 +153,8 @@ def _value(hint, value, name: str):
             return tuple(_value(h, v, name) for h, v in zip(inner, value))
     number = not isinstance(value, bool) and isinstance(value, (int, float))
     if kind is float and number:
-        return float(value)
+        with suppress(OverflowError):                       # a whole number that no float can be
+            return float(value)
     if (
         kind is typing.Any
         or (kind is typing.Literal and value in inner)
@@ -158,7 +166,7 @@ def _value(hint, value, name: str):
         if kind is typing.Literal
         else str(getattr(kind, "__name__", kind) if not inner else hint)
     )
-    raise UserError(f"config: {name} must be {wanted}, not {value!r}")
+    raise UserError(f"config: {name} must be {wanted}, not {reprlib.repr(value)}")
 
 def from_plain(
     cls: type,                                          # a dataclass; its fields may be dataclasses
@@ -193,6 +201,7 @@ class Agent(Components):
         """Action of the environment for one raw observation; remembers the episode until `reset()`.
 
         Pictures of another size are resized as in training."""
+        _check_chances(temperature)
         flat = {k: x[None] for k, x in self.obs_spec.flatten(obs, resize=resize).items()}
         if self._policy is None:
             self._policy = self.policy()                # its memory is empty: no need to reset it
@@ -206,7 +215,7 @@ class Agent(Components):
     def save(self, folder: str | Path) -> Path:
         """Write weights, sizes and specs as a checkpoint in `folder`, atomically; returns the new
         save."""
-        check_place(Path(folder))
+        check_place(_named(folder))
         return save_checkpoint(folder, {"agent": self.state_dict()}, self.describe())   # Eq. (15.7)
 
     @classmethod
@@ -258,7 +267,7 @@ def read_agent(
     check: Callable[[Path, dict], None] | None = None,       # as that of `load_checkpoint`
 ) -> tuple[dict[str, Tensor], dict]:
     "Tensors and description of the agent in a checkpoint folder or a run folder, verified."
-    folder = Path(folder)
+    folder = _named(folder)
     saves = place_of(folder)
     if which not in WHICH:
         raise UserError(f"which agent? {' or '.join(WHICH)}, not {which!r}")
@@ -307,6 +316,17 @@ def check_agent(found: Checkpoint, group: str) -> None:
         raise DamagedError(f"{found.path}: {reason[:500]}") from None
 
 # %% ../nbs/15_agent.ipynb #c035fo4
+def _named(folder: str | Path) -> Path:
+    "A folder that is there or can be made; `UserError` for a name that the system refuses."
+    try:
+        os.stat(folder)
+    except (FileNotFoundError, NotADirectoryError):             # whoever writes or reads says it
+        pass
+    except (OSError, ValueError) as e:                          # a link to itself, too long, NUL
+        name = reprlib.repr(str(folder))
+        raise UserError(f"no folder can be called {name}: {reason(e)}; choose another") from None
+    return Path(folder)
+
 def is_run(folder: Path) -> bool:
     "Whether a folder is a run's: by its settings, which name V, M and C."
     try:
@@ -323,7 +343,8 @@ def place_of(folder: Path) -> Path:
 def check_place(folder: Path) -> None:
     "Raise a `UserError` if an agent saved here would be lost, or do harm to a run."
     folder = folder.resolve()
-    home = folder.parent if folder.name in ("checkpoint", "collected") else folder
+    own = ("checkpoint", "collected", "media")
+    home = folder.parent if folder.name in own else folder
     training = {p.name for p in folder.glob("save-*/*.safetensors")} - {"agent.safetensors"}
     if is_run(home) or training or (folder / "meta.json").exists():
         raise UserError(f"{folder} is part of a run, which saves its agents itself: "

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'LARGEST_JSON', 'NO_LOCKS', 'OURS', 'MOMENTS', 'ROWS', 'plain_tensors', 'file_digest', 'manifest_digest',
-           'DamagedError', 'MissingError', 'read_bytes', 'read_json', 'read_manifest', 'check_file', 'writing',
-           'ran_out', 'own_name', 'alive', 'sweep', 'write_atomic', 'save_checkpoint', 'check_ordinary',
+           'DamagedError', 'MissingError', 'read_bytes', 'parse_json', 'read_json', 'read_manifest', 'check_file',
+           'writing', 'ran_out', 'own_name', 'alive', 'sweep', 'write_atomic', 'save_checkpoint', 'check_ordinary',
            'CheckpointWarning', 'Checkpoint', 'load_checkpoint', 'is_whole', 'has_saves', 'take', 'started', 'at_work',
            'lock_file', 'FolderLock', 'check_tensors', 'check_numbers', 'load_module', 'flatten_optimizer',
            'restore_optimizer', 'rng_state', 'set_rng_state', 'pack_rows', 'unpack_rows']
@@ -16,6 +16,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -107,11 +108,21 @@ def read_bytes(path: Path, at_most: int = LARGEST_JSON) -> bytes:
     except OSError as e:
         raise DamagedError(f"{path} is not readable ({e.strerror})") from None
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):                           # NaN, Infinity, 1e999
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+def parse_json(text: str) -> object:
+    "A JSON value; `ValueError` also for numbers that are not finite, which Python would let pass."
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
 def read_json(path: Path) -> dict:
     "The JSON object in such a file."
     content = read_bytes(path)
     try:
-        value = json.loads(content.decode("utf8"))
+        value = parse_json(content.decode("utf8"))
     except (ValueError, RecursionError) as e:           # RecursionError: lists in lists in lists
         raise DamagedError(f"{path} is not readable ({type(e).__name__})") from None
     if not isinstance(value, dict):

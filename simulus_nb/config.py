@@ -12,6 +12,7 @@ __all__ = ['Precision', 'PRESETS', 'FAMILIES', 'CollectConfig', 'VTraining', 'MT
 import dataclasses
 import json
 import math
+import reprlib
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -133,7 +134,8 @@ def check_ranges(config: Any, path: str = "") -> None:
             if isinstance(v, float) and not math.isfinite(v):
                 raise UserError(f"{name} = {v} must be a finite number")
             if isinstance(v, int) and abs(v) > 2**53:
-                raise UserError(f"{name} = {v} is out of range: no whole number here is that large")
+                raise UserError(f"{name} = {reprlib.repr(v)} is out of range: "
+                                "no whole number here is that large")
             if isinstance(v, (int, float)) and not low <= v <= high:
                 raise UserError(f"{name} = {v} is out of range: it must be {allowed}")
 

@@ -10,6 +10,7 @@ __all__ = ['CONTEXT', 'IMAGINED', 'MOST', 'INK', 'BAR', 'PAPER', 'WAIT', 'token_
 
 # %% ../nbs/19_dream.ipynb #c002
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -33,6 +34,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .agent import Agent
+from .checkpoint import own_name, sweep
 from .evaluate import notice
 from .imagination import dream_step, sample_observation
 from .replay import ReplayBuffer, Segment
@@ -593,9 +595,14 @@ def whole(
 ) -> Path:
     "The file that `draw` writes, whole or not at all; its folder is made."
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as fresh:
-        draw(new := Path(fresh) / path.name)
+    sweep(path.parent)                            # what a killed process has left
+    fresh = own_name(path.parent)
+    fresh.mkdir()
+    try:
+        draw(new := fresh / path.name)
         os.replace(new, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return path
 
 # %% ../nbs/19_dream.ipynb #c046

@@ -8,6 +8,7 @@ __all__ = ['ATARI_SCORES', 'Evaluation', 'quotas', 'Notice', 'notice', 'close_al
 
 # %% ../nbs/18_evaluate.ipynb #c002
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,9 +57,22 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, values: dict) -> "Evaluation":
-        "The reverse; earlier releases cut no episode, and their files do not say so."
-        returns, lengths = tuple(values["returns"]), tuple(values["lengths"])
-        return cls(returns, lengths, values.get("capped", 0))
+        """The reverse; `ValueError` for values that are no evaluation.
+
+        Earlier releases cut no episode, and their files do not say so."""
+        returns, lengths = values.get("returns"), values.get("lengths")
+        capped = values.get("capped", 0)
+        rows = (list, tuple)
+        most = sys.float_info.max                           # NaN is not below it either
+        if not (
+            isinstance(returns, rows) and isinstance(lengths, rows)
+            and 0 < len(returns) == len(lengths)
+            and all(type(x) in (int, float) and abs(x) <= most for x in returns)
+            and all(type(x) is int and 0 <= x < 2**53 for x in lengths)
+            and type(capped) is int and 0 <= capped <= len(returns)
+        ):
+            raise ValueError("no evaluation: it takes a finite return and a length of each episode")
+        return cls(tuple(map(float, returns)), tuple(lengths), capped)
 
 # %% ../nbs/18_evaluate.ipynb #c009
 def quotas(

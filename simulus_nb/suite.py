@@ -10,6 +10,7 @@ __all__ = ['FRAME', 'ENTRY', 'slots', 'schedule', 'makespan_bounds', 'Job', 'env
 import csv
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -158,16 +159,20 @@ def attempt(
     log: str,                       # file for its output
     suite: str,                     # file that the suite keeps locked while it lives
     cwd: str,                       # where to run
-) -> int | None:                    # exit code; None: not begun, since the suite has ended
+) -> int | str | None:              # exit code; None: not begun, since the suite has ended; or why
+                                    # it cannot begin
     "Run a command to its end; if the suite ends first, ask it with SIGTERM to end too."
-    while (out := take(log)) is None and take(suite, shared=True) is None:
-        time.sleep(0.2)                         # an attempt of an earlier suite still writes there
-    if out is None or (ended := take(suite, shared=True)) is not None:
-        return None
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd,
-        start_new_session=True
-    )
+    try:
+        while (out := take(log)) is None and take(suite, shared=True) is None:
+            time.sleep(0.2)                     # an attempt of an earlier suite still writes there
+        if out is None or (ended := take(suite, shared=True)) is not None:
+            return None
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd,
+            start_new_session=True
+        )
+    except OSError as e:                        # a link or a folder where its log should be
+        return f"it cannot begin: {e.filename}: {e.strerror}"
     while process.poll() is None:
         time.sleep(0.2)
         if ended is None and (ended := take(suite, shared=True)) is not None:
@@ -181,18 +186,19 @@ def claim(path: Path) -> Iterator[io.IOBase]:
     `UserError` if another suite is at work."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
+        while (file := take(path)) is None:
+            if (others := take(path, shared=True)) is None:
+                raise UserError(
+                    f"another suite is at work in {path.parent}: wait for it, "
+                    "or choose another folder with --out"
+                )
+            others.close()
+            time.sleep(0.2)
+    except OSError as e:                        # also a folder or a link that has the file's name
         raise UserError(
-            f"cannot write to {path.parent}: {e.strerror}; choose another folder with --out"
+            f"cannot write to {e.filename or path}: {e.strerror}; "
+            "choose another folder with --out"
         ) from None
-    while (file := take(path)) is None:
-        if (others := take(path, shared=True)) is None:
-            raise UserError(
-                f"another suite is at work in {path.parent}: wait for it, "
-                "or choose another folder with --out"
-            )
-        others.close()
-        time.sleep(0.2)
     with file:
         yield file
 
@@ -216,8 +222,8 @@ def run_jobs(
     jobs: Sequence[Job],
     slots: int,                                             # runs at a time
     start: Callable[[Job], object],                         # begins an attempt and returns a handle
-    wait: Callable[[list], tuple[object, int | None]],      # waits for one of the handles: it, and
-                                                            # its exit code (None: unknown)
+    wait: Callable[[list], tuple[object, int | str | None]],    # waits for one of the handles: it,
+                                    # and what `attempt` returned (None: unknown)
     retries: int,                                           # attempts after the first
     say: Callable[[Job], None],                             # told of every change
 ) -> None:
@@ -237,8 +243,11 @@ def run_jobs(
         if job.finished():
             job.status, job.error = "finished", ""
         else:
-            killed = f"killed by signal {-code}" if code else "its worker was lost"
-            job.error = last_line(job.log) if code is not None and code >= 0 else killed
+            killed = f"killed by signal {-code}" if isinstance(code, int) else "its worker was lost"
+            if isinstance(code, str):
+                job.error = code
+            else:
+                job.error = last_line(job.log) if code is not None and code >= 0 else killed
             job.status = "failed" if job.attempts > retries else "waiting"
             if job.status == "waiting":
                 queue.append(job)
@@ -260,9 +269,11 @@ def row(job: Job) -> dict:
         human_normalised=None
     )
     if result:
-        found |= dict(score=result.mean, sem=result.sem if len(result.returns) > 1 else None)
+        found |= dict(score=result.mean, sem=result.sem)
         with suppress(UserError):                               # no game with reference scores
             found["human_normalised"] = human_normalised(job.config.env, result.mean)
+        known = lambda x: not isinstance(x, float) or math.isfinite(x)
+        found = {k: x if known(x) else None for k, x in found.items()}
     return found | dict(
         env_steps=end.get("env_steps"), wall_seconds=end.get("wall_seconds"), attempts=job.attempts,
         command="simulus-nb " + shlex.join(job.words), folder=str(job.folder), error=job.error
@@ -335,8 +346,9 @@ def run_suite(
             except KeyboardInterrupt:
                 lock.close()                                    # attempts notice
                 for job in (j for j in jobs if j.status == "running"):
-                    while take(job.log) is None:
-                        time.sleep(0.2)
+                    with suppress(OSError):                     # a log that is none: not begun
+                        while take(job.log) is None:
+                            time.sleep(0.2)
                     job.status = "waiting"
                 raise
             finally:
@@ -401,7 +413,7 @@ class RayPool:
             str(Path.cwd())
         )
 
-    def wait(self, handles: list) -> tuple[object, int | None]:
+    def wait(self, handles: list) -> tuple[object, int | str | None]:
         "The first attempt to end, and its exit code; None if the worker was lost."
         # a second at a time: somebody may press Ctrl-C
         while not (ended := self.ray.wait(handles, timeout=1)[0]):

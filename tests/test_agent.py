@@ -323,3 +323,37 @@ def test_from_plain_accepts_whole_numbers_for_floats_and_defaults():
         and isinstance(made.inner.pair[0], float)
     )
     assert all(from_plain(config, {}) == config() for config in PARTS.values())
+
+
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1e-300, 1e-50, 1e-45, 1e-38, 1e-30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_smallest_temperatures_take_the_likeliest_action(temperature, dtype):
+    logits = torch.tensor([[[0.5, 3.0, -1.0]], [[0.0, -2.0, 9.0]]], dtype=dtype)
+    assert choose(logits, torch.tensor([3]), temperature).tolist() == [[1], [2]]
+
+
+@pytest.mark.parametrize("temperature", [-1, -1e-300, float("nan"), -float("inf")])
+def test_impossible_temperatures_are_refused_everywhere(temperature):
+    world = gs.Box(-1, 1, (2,), np.float32)
+    agent = Agent(ObsSpec.from_space(world), ActionSpec.from_space(gs.Discrete(3)), **SIZES)
+    for use in (lambda: agent.policy(temperature=temperature),
+                lambda: agent.act(world.sample(), temperature=temperature)):
+        with pytest.raises(UserError, match="temperature >= 0"):
+            use()
+
+
+def test_a_number_too_large_for_a_float_is_said_shortly():
+    with pytest.raises(UserError, match="dropout must be float, not 1000") as said:
+        from_plain(RetNetConfig, {"dropout": 10**400})
+    assert len(str(said.value)) < 120
+
+
+@pytest.mark.parametrize("kind", ["loop", "letters", "nul"])
+def test_a_name_that_no_folder_can_have(tmp_path, kind):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    place = tmp_path / {"loop": "loop", "letters": "x" * 300, "nul": "a\0b"}[kind]
+    agent = Agent(ObsSpec.from_space(gs.Box(-1, 1, (2,), np.float32)),
+                  ActionSpec.from_space(gs.Discrete(3)), **SIZES)
+    for use in (agent.save, Agent.load, agent.load_parts):
+        with pytest.raises(UserError, match="no folder can be called"):
+            use(place)

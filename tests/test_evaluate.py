@@ -239,3 +239,21 @@ def test_atari_seeds_are_accepted():
     env.close()
     a = evaluate(player, [make] * 2, episodes=2, max_steps=30)
     assert a.lengths == (30, 30) and a == evaluate(player, [make] * 2, episodes=2, max_steps=30)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"returns": ["1", "2"]}, {"returns": [1.0, None]}, {"returns": [[1.0], 2.0]},
+        {"returns": [1.0, 10**400]}, {"returns": [1.0, math.nan]}, {"returns": [True, 2.0]},
+        {"returns": [1.0]}, {"returns": []}, {"returns": 3}, {"returns": None},
+        {"returns": [], "lengths": []}, {"lengths": [3, -1]}, {"lengths": [3, 2.5]},
+        {"lengths": [3, 10**400]}, {"lengths": "34"}, {"capped": "1"}, {"capped": None},
+        {"capped": 3}, {"capped": -1}, {"capped": 0.5},
+    ],
+)
+def test_what_is_no_evaluation_is_a_value_error(odd):
+    whole = Evaluation((1.0, 2.0), (3, 4), 1).to_json()
+    assert Evaluation.from_json(whole) == Evaluation((1.0, 2.0), (3, 4), 1)
+    with pytest.raises(ValueError, match="no evaluation"):
+        Evaluation.from_json(whole | odd)

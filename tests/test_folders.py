@@ -23,7 +23,9 @@ from simulus_nb.checkpoint import (
     CheckpointWarning, DamagedError, FolderLock, load_checkpoint, own_name, read_bytes, read_json,
     save_checkpoint, sweep, take, write_atomic
 )
-from simulus_nb.cli import main
+from simulus_nb.cli import main, parse
+from simulus_nb.config import preset
+from simulus_nb.evaluate import Notice
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Callback, Diverged, RunFolder, Trainer, git_commit
 from test_crash import TOY, meta_of, tensor_of
@@ -484,7 +486,7 @@ def test_only_the_length_may_differ(run):
 @pytest.mark.parametrize(
     "place",
     [
-        ".", "checkpoint", "collected", "checkpoint/save-00000002", "checkpoint/../checkpoint",
+        ".", "checkpoint", "collected", "media", "checkpoint/save-00000002", "checkpoint/../checkpoint",
         "link"
     ],
 )
@@ -681,3 +683,87 @@ def test_readers_take_ordinary_files_only(tmp_path):
         read_bytes(tmp_path / "a", 10)
     (tmp_path / "plain").symlink_to(tmp_path / "a")
     assert read_bytes(tmp_path / "plain") == b"x" * 11          # to read through a link is harmless
+
+
+# ---------------------------------------------------------------- a world that goes elsewhere
+
+def test_a_world_that_changes_folders_does_not_take_the_run_along(tmp_path, monkeypatch):
+    """The run stays where it began; what is printed is named as it was typed."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder("run")
+    os.chdir("elsewhere")
+    folder.own().release()
+    folder.create(preset("catch"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert folder.config == tmp_path / "run" / "config.json" and folder.read_config()
+    assert folder.shown(folder.media / "dream.png") == Path("run/media/dream.png")
+
+
+def test_a_finished_run_of_other_settings_is_refused(run, capsys):
+    settings = json.loads((run / "config.json").read_text()) | {"seed": 77}
+    (run / "config.json").write_text(json.dumps(settings))
+    assert main(["train", "--resume", "--out", str(run)]) == 2
+    assert "no checkpoint of this run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["evaluation.json", "manifest.json"])
+@pytest.mark.parametrize("text", ['{"returns": "x"}', '{"epochs": NaN}', "[]", "1" * 5000, ""])
+def test_an_odd_file_of_a_finished_run_means_not_finished(run, file, text):
+    assert RunFolder(run).result(2)
+    (run / file).write_text(text)
+    assert RunFolder(run).result(2) is None
+
+
+def test_numbers_that_are_not_finite_do_not_come_in(run):
+    for number in ("NaN", "-Infinity", "1e999"):
+        (run / "metrics.jsonl").write_text('{"loss": %s}\n' % number)
+        with pytest.raises(UserError, match="is damaged"):
+            RunFolder(run).history()
+
+
+def test_pictures_half_drawn_by_the_dead_are_swept(run):
+    (run / "media" / "best").mkdir(exist_ok=True)
+    for place in (run / "media", run / "media" / "best"):
+        half = Path(forked(lambda: str(own_name(place))))
+        half.mkdir()
+        (half / "dream.mp4").write_text("x")
+    RunFolder(run).own().release()
+    assert not list(run.rglob(".partial-*"))
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, OSError])
+def test_a_callback_that_leaves_loses_nothing(tmp_path, monkeypatch, error):
+    quick(monkeypatch)
+    class Leaves(Callback):
+        def on_epoch(self, trainer, record):
+            if trainer.epoch == 1:
+                raise error("enough")
+    words = [*TOY, "--epochs", "2", "--save-every", "2", "--out", str(tmp_path / "run")]
+    made = Trainer(parse(words).config, tmp_path / "run", progress=False, callbacks=[Leaves()])
+    with pytest.raises(error):
+        made.train()
+    again = Trainer(None, tmp_path / "run", resume=True, progress=False)
+    assert made.epoch == again.epoch == 1
+
+
+@pytest.mark.parametrize("what", ["init", "log", "finish"])
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_a_tracker_that_fails_is_one_notice(tmp_path, monkeypatch, what, error):
+    quick(monkeypatch)
+    def fails(*args, **kwargs):
+        raise error("no network")
+    fine = {name: lambda *args, **kwargs: None for name in ("init", "log", "finish")}
+    monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(**fine | {what: fails}))
+    words = [*TOY, "--epochs", "2", "--out", str(tmp_path / "run"), "--log", "trackio"]
+    with pytest.warns(Notice, match=f"goes on without trackio, whose {what} failed") as told:
+        trainer = Trainer(parse(words).config, tmp_path / "run", progress=False).train()
+    assert trainer.result and len([w for w in told if "trackio" in str(w.message)]) == 1
+
+
+def test_a_tracker_that_cannot_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "trackio.py").write_text("raise RuntimeError('too old')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    with pytest.raises(UserError, match="--log trackio: .* cannot be imported .*too old"):
+        trainer.find_tracker("trackio")

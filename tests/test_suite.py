@@ -485,3 +485,39 @@ def test_ctrl_c_saves_every_run(tmp_path):
         take(f"{folder.path}.log")
         and json.loads((out / "results.json").read_text())["runs"][0]["status"] == "waiting"
     )
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "loop"])
+def test_a_lock_or_a_log_that_is_none(tmp_path, kind):
+    """Of the suite: one line. Of a run: that run cannot begin, and says why."""
+    for name in ("suite.lock", "run.log"):
+        if kind == "folder":
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).symlink_to(tmp_path / (name if kind == "loop" else "outside"))
+    with pytest.raises(UserError, match="cannot write to .*suite.lock: .*--out"):
+        with claim(tmp_path / "suite.lock"):
+            pass
+    (own := tmp_path / "own.lock").touch()
+    with claim(own):
+        said = attempt(["true"], str(tmp_path / "run.log"), str(own), str(tmp_path))
+    assert said.startswith("it cannot begin: ") and "run.log" in said
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_run_that_cannot_begin_fails_alone(tmp_path):
+    jobs = make_jobs(["simulus/Catch-v0", "CartPole-v1"], (0,), tmp_path, [], read)
+    said = lambda handles: (handles[0], "it cannot begin: x" if handles[0] == jobs[0].name else 3)
+    run_jobs(jobs, 1, lambda job: job.name, said, 0, lambda job: None)
+    assert [j.status for j in jobs] == ["failed"] * 2 and jobs[0].error == "it cannot begin: x"
+
+
+def test_settings_with_a_number_of_400_digits_stop_no_suite(tmp_path):
+    job, = make_jobs(["simulus/Catch-v0"], (0,), tmp_path, [], read)
+    RunFolder(job.folder).create(job.config)
+    path = RunFolder(job.folder).config
+    values = json.loads(path.read_text())
+    values["train_m"]["lr"] = 10**400
+    path.write_text(json.dumps(values))
+    again, = make_jobs(["simulus/Catch-v0"], (0,), tmp_path, [], read)
+    assert again.config == job.config and suite.row(again)["score"] is None
