@@ -50,8 +50,8 @@ from .agent import Agent, read_agent
 from simulus_nb.checkpoint import (
     Checkpoint, CheckpointWarning, DamagedError, FolderLock, MissingError, check_numbers,
     check_ordinary, check_tensors, flatten_optimizer, has_saves, load_checkpoint, load_module,
-    ran_out, read_bytes, read_json, restore_optimizer, rng_state, save_checkpoint, set_rng_state,
-    sweep, write_atomic, writing
+    parse_json, ran_out, read_bytes, read_json, restore_optimizer, rng_state, save_checkpoint,
+    set_rng_state, sweep, write_atomic, writing
 )
 from .config import Config, cost, differences, flat
 from simulus_nb.distributed import (
@@ -67,7 +67,7 @@ from .imagination import controller_loss, imagine
 from .perceptual import make_perceptual
 from .replay import ReplayBuffer, Segment
 from .returns import ReturnScale
-from .spaces import ActionSpec, ObsSpec, UserError
+from .spaces import ActionSpec, ObsSpec, UserError, reason
 from .world_model import WorldModel, world_model_loss
 
 # %% ../nbs/20_trainer.ipynb #c006
@@ -292,7 +292,7 @@ def _history_in(path: Path, epochs: int | None) -> list[dict]:
     "The first `epochs` whole lines of a run's `metrics.jsonl`."
     try:
         lines = read_bytes(path).decode("utf8").splitlines(keepends=True)
-        found = [json.loads(line) for line in lines[:epochs] if line.endswith("\n")]
+        found = [parse_json(line) for line in lines[:epochs] if line.endswith("\n")]
     except MissingError:
         return []
     except (ValueError, RecursionError):
@@ -309,22 +309,29 @@ class RunFolder:
     "The files of a run."
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        # as it was given, for messages; and where it is, also after a world has changed folders
+        self.path, self.home = Path(path), Path(path).absolute()
         names = ("config.json", "metrics.jsonl", "manifest.json", "evaluation.json",
                  "evaluation-best.json", "checkpoint", "collected", "media")
         (self.config, self.metrics, self.manifest, self.evaluation, self.best,
-         self.checkpoint, self.collected, self.media) = (self.path / n for n in names)
+         self.checkpoint, self.collected, self.media) = (self.home / n for n in names)
+
+    def shown(self, path: str | Path) -> Path:
+        "One of its files, by the name that the folder was given; other paths as they are."
+        inside = Path(path).is_relative_to(self.home)
+        return self.path / Path(path).relative_to(self.home) if inside else Path(path)
 
     def own(self) -> FolderLock:
         "Become the owner of the folder, which is made if there is none; chapter 17."
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            check_ordinary(self.path, WRITTEN)
-            sweep(self.path)
-            return FolderLock(self.path)
+            self.home.mkdir(parents=True, exist_ok=True)
+            check_ordinary(self.home, WRITTEN)
+            for folder in (self.home, self.media, *self.media.glob("*/")):
+                sweep(folder)
+            return FolderLock(self.home)
         except OSError as e:
             raise UserError(
-                f"cannot write to {e.filename or self.path}: {e.strerror}; "
+                f"cannot write to {self.shown(e.filename or self.home)}: {e.strerror}; "
                 "choose another folder with --out"
             ) from None
 
@@ -362,9 +369,8 @@ class RunFolder:
         try:
             manifest = read_json(self.manifest)
             found = Evaluation.from_json(read_json(self.evaluation))
-            sound = 0 < len(found.returns) == len(found.lengths) and manifest["epochs"] == epochs
-            return found if sound else None
-        except (ValueError, LookupError, TypeError, OverflowError):
+            return found if manifest["epochs"] == epochs else None
+        except (ValueError, LookupError):
             return None
 
 # %% ../nbs/20_trainer.ipynb #c017fo2
@@ -385,7 +391,7 @@ def agent_of(
     """Settings and agent of a run.
 
     `UserError` for a checkpoint of another run, or a link to elsewhere."""
-    check_ordinary(folder.path, WRITTEN)
+    check_ordinary(folder.home, WRITTEN)
     config = folder.read_config()
     def check(save: Path, meta: dict) -> None:
         try:
@@ -394,7 +400,7 @@ def agent_of(
             raise DamagedError(f"{save} has no settings ({type(e).__name__})") from None
         except UserError as e:
             raise UserError(f"{save} is no checkpoint of this run: {e}") from None
-    return config, load(folder.path, device, which, check)
+    return config, load(folder.home, device, which, check)
 
 # %% ../nbs/20_trainer.ipynb #c019
 def git_commit() -> str | None:
@@ -1246,6 +1252,10 @@ def find_tracker(name: str) -> Any:             # none, wandb or trackio
             f"--log {name} needs a package that is not installed: pip install {name}, "
             "or leave the option out"
         ) from None
+    except (Exception, SystemExit) as e:
+        raise UserError(
+            f"--log {name}: that package cannot be imported ({reason(e)}); leave the option out"
+        ) from None
 
 # %% ../nbs/20_trainer.ipynb #c052a
 class Logged(Checkpoints):
@@ -1292,8 +1302,8 @@ class Logged(Checkpoints):
         purge = self.env_steps + 1 if self.epoch else None
         if rank() > 0:
             return nullcontext()
-        with writing(self.folder.path):
-            return SummaryWriter(str(self.folder.path), purge_step=purge)
+        with writing(self.folder.home):
+            return SummaryWriter(str(self.folder.home), purge_step=purge)
 
     def log(self, record: dict[str, Any], writer: SummaryWriter) -> None:
         """One epoch's metrics to metrics.jsonl, TensorBoard and the tracker, if there is one.
@@ -1305,8 +1315,15 @@ class Logged(Checkpoints):
                 f.write(json.dumps(record, allow_nan=False) + "\n")
             for key, value in record.items():
                 writer.add_scalar(key, value, self.env_steps)
-        if self.tracker is not None:
-            self.tracker.log(record, step=self.env_steps)
+        self.track("log", record, step=self.env_steps)
+
+    def track(self, what: str, *facts, **named) -> None:
+        "Call the tracker, if there is one; after its first failure the run goes on without it."
+        tracker, self.tracker = self.tracker, None
+        if tracker is not None:
+            with notice(f"the run goes on without {self.config.log}, whose {what} failed"):
+                getattr(tracker, what)(*facts, **named)
+                self.tracker = tracker
 
 # %% ../nbs/20_trainer.ipynb #c052fo1
 class Owned(Logged):
@@ -1526,23 +1543,20 @@ class Trainer(Finished):
         if self.progress:
             self.say = bar.set_description_str
         with closing(self), self.owner(), Signals(), bar, self.events() as writer:
-            if self.tracker is not None:
-                self.tracker.init(
-                    project="simulus-nb", name=self.folder.path.name, config=flat(self.config)
-                )
+            name = self.folder.home.name
+            self.track("init", project="simulus-nb", name=name, config=flat(self.config))
             try:
                 self.run_epochs(begin, bar, writer)
             except Stopped:
                 self.seconds = time.perf_counter() - begin
                 self.save(self.folder.checkpoint)
                 raise
-            except Exception:
+            except BaseException:
                 if self.consistent:             # somebody's own code failed, and nothing is lost
                     self.save(self.folder.checkpoint)
                 raise
             finally:
-                if self.tracker is not None:
-                    self.tracker.finish()
+                self.track("finish")
             return self.finish()
 
     def run_epochs(self, begin: float, bar: tqdm, writer: SummaryWriter) -> None:

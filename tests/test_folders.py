@@ -486,8 +486,8 @@ def test_only_the_length_may_differ(run):
 @pytest.mark.parametrize(
     "place",
     [
-        ".", "checkpoint", "collected", "media", "checkpoint/save-00000002", "checkpoint/../checkpoint",
-        "link"
+        ".", "checkpoint", "collected", "media", "checkpoint/save-00000002",
+        "checkpoint/../checkpoint", "link"
     ],
 )
 def test_an_agent_is_never_saved_into_a_run(run, place):
