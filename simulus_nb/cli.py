@@ -202,7 +202,7 @@ def summary(folder: RunFolder, env: str, result: Evaluation) -> str:
         "curves": folder.media / "curves.png", "dream": folder.media / "dream.mp4",
         "metrics": folder.metrics, "checkpoint": folder.checkpoint
     }
-    lines = [f"{name:<12}{folder.shown(path)}" for name, path in places.items() if path.exists()]
+    lines = [f"{name:<12}{path}" for name, path in places.items() if path.exists()]
     best = best_text(folder, env)
     which = " (last agent)" if best else ""
     return "\n".join([f"{'evaluation':<12}{score_text(env, result)}{which}", *best, *lines])
@@ -493,21 +493,20 @@ class EvaluateCommand:
         print(f"{'evaluation':<12}{score_text(config.env, result)}", flush=True)
         usual = (episodes, temperature, seed) == (e.episodes, e.temperature, config.seed + 10_000)
         best = self.which == "best"
-        kept = read_agent(folder.home, which="best")[1]["best"] if best else {}
+        kept = read_agent(folder.path, which="best")[1]["best"] if best else {}
         kept = {"epoch": kept["epoch"], "interim_return": kept["return"]} if best else {}
         name = f"evaluation{'-best' if best else ''}-{episodes}-episodes"
         name += f"-temperature-{temperature:g}-seed-{seed}.json"
-        report = (folder.best if best else folder.evaluation) if usual else folder.home / name
+        report = (folder.best if best else folder.evaluation) if usual else folder.path / name
         how = {"temperature": temperature, "seed": seed, "command": command}
         try:
             folder.write(report, {**result.to_json(), **kept, **how})
-            report = folder.shown(report)
         except (OSError, UserError) as error:                   # the score is known
             report = f"not written ({reason(error)})"
         print(f"{'report':<12}{report}", flush=True)
         film = media_of(folder, self.which) / "episode.mp4"
         why_not = film_episode(agent, config, film, temperature, seed)
-        print(f"{'episode':<12}{folder.shown(film) if why_not is None else f'no film ({why_not})'}")
+        print(f"{'episode':<12}{film if why_not is None else f'no film ({why_not})'}")
 
 # %% ../nbs/21_cli.ipynb #c021
 def load_replay(folder: RunFolder, config: Config, agent: Agent) -> ReplayBuffer:

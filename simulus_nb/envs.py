@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'OPTIONS', 'NAMES', 'LOOKS', 'CATCH', 'OURS', 'LARGEST_REWARD', 'SCORE', 'EXTRAS', 'ATARI', 'FIXED',
-           'RUN_GIVES', 'check_options', 'board_image', 'Catch', 'WorldError', 'WorldWarning', 'broken', 'WorldCode',
-           'number', 'shown', 'checked_reward', 'checked_reset', 'five_values', 'checked_step', 'world_name',
-           'close_world', 'Border', 'resize', 'SkippedFrames', 'score_report', 'AtariProtocol', 'EpisodeScore',
-           'scored', 'observed', 'ResizeImages', 'needs_extra', 'import_extra', 'registered', 'packages', 'atari_game',
-           'find_env', 'maker', 'check_arguments', 'built', 'make_behind_border', 'raw_make', 'category_counts',
-           'missions', 'is_minigrid', 'MiniGridSpaces', 'ActionRepeat', 'atari_options', 'check_variant', 'atari_env',
-           'make_env', 'check_env_options', 'Rows', 'EpisodeStats', 'Stream', 'token_space', 'Lane', 'VectorBorder',
-           'Scores', 'opened', 'Lockstep', 'Collector']
+           'RUN_GIVES', 'check_options', 'board_image', 'Catch', 'WorldError', 'WorldWarning', 'broken',
+           'working_folder', 'WorldCode', 'number', 'shown', 'checked_reward', 'checked_reset', 'five_values',
+           'checked_step', 'world_name', 'close_world', 'Border', 'resize', 'SkippedFrames', 'score_report',
+           'AtariProtocol', 'EpisodeScore', 'scored', 'observed', 'ResizeImages', 'needs_extra', 'import_extra',
+           'registered', 'packages', 'atari_game', 'find_env', 'maker', 'check_arguments', 'built',
+           'make_behind_border', 'raw_make', 'category_counts', 'missions', 'is_minigrid', 'MiniGridSpaces',
+           'ActionRepeat', 'atari_options', 'check_variant', 'atari_env', 'make_env', 'check_env_options', 'Rows',
+           'EpisodeStats', 'Stream', 'token_space', 'Lane', 'VectorBorder', 'Scores', 'opened', 'Lockstep', 'Collector']
 
 # %% ../nbs/01_envs.ipynb #c002
 import difflib
 import importlib
 import inspect
+import os
 import re
 import reprlib
 import sys
@@ -156,8 +157,17 @@ def broken(name: str, call: str, came: str, expected: str) -> WorldError:
     line = f"the world {name} broke Gymnasium's rules {_during(call)}: {came}; expected {expected}"
     return WorldError(" ".join(line.split()))
 
+def working_folder() -> str | None:
+    "The name of the working folder, None if it has been deleted."
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
 class WorldCode:
-    "Around a call of a world's own code: what it raises gets `of_world`; SystemExit is an error."
+    """Around a call of a world's own code: what it raises gets `of_world`; SystemExit is an error.
+
+    A world that changes the working folder leaves it as it was, for a run's paths begin there."""
 
     def __init__(self,
         name: str,      # of the world
@@ -166,9 +176,12 @@ class WorldCode:
         self.name, self.call = name, call
 
     def __enter__(self) -> None:
-        "Nothing to do yet."
+        "Remember the working folder."
+        self.place = working_folder()
 
     def __exit__(self, kind, e, trace) -> None:
+        if self.place is not None and working_folder() != self.place:
+            os.chdir(self.place)
         if isinstance(e, SystemExit):
             raise broken(self.name, self.call, f"it ended the program with {e!r}",
                          "an exception that says what is wrong") from e

@@ -309,29 +309,23 @@ class RunFolder:
     "The files of a run."
 
     def __init__(self, path: str | Path):
-        # as it was given, for messages; and where it is, also after a world has changed folders
-        self.path, self.home = Path(path), Path(path).absolute()
+        self.path = Path(path)
         names = ("config.json", "metrics.jsonl", "manifest.json", "evaluation.json",
                  "evaluation-best.json", "checkpoint", "collected", "media")
         (self.config, self.metrics, self.manifest, self.evaluation, self.best,
-         self.checkpoint, self.collected, self.media) = (self.home / n for n in names)
-
-    def shown(self, path: str | Path) -> Path:
-        "One of its files, by the name that the folder was given; other paths as they are."
-        inside = Path(path).is_relative_to(self.home)
-        return self.path / Path(path).relative_to(self.home) if inside else Path(path)
+         self.checkpoint, self.collected, self.media) = (self.path / n for n in names)
 
     def own(self) -> FolderLock:
         "Become the owner of the folder, which is made if there is none; chapter 17."
         try:
-            self.home.mkdir(parents=True, exist_ok=True)
-            check_ordinary(self.home, WRITTEN)
-            for folder in (self.home, self.media, *self.media.glob("*/")):
+            self.path.mkdir(parents=True, exist_ok=True)
+            check_ordinary(self.path, WRITTEN)
+            for folder in (self.path, self.media, *self.media.glob("*/")):
                 sweep(folder)
-            return FolderLock(self.home)
+            return FolderLock(self.path)
         except OSError as e:
             raise UserError(
-                f"cannot write to {self.shown(e.filename or self.home)}: {e.strerror}; "
+                f"cannot write to {e.filename or self.path}: {e.strerror}; "
                 "choose another folder with --out"
             ) from None
 
@@ -391,7 +385,7 @@ def agent_of(
     """Settings and agent of a run.
 
     `UserError` for a checkpoint of another run, or a link to elsewhere."""
-    check_ordinary(folder.home, WRITTEN)
+    check_ordinary(folder.path, WRITTEN)
     config = folder.read_config()
     def check(save: Path, meta: dict) -> None:
         try:
@@ -400,7 +394,7 @@ def agent_of(
             raise DamagedError(f"{save} has no settings ({type(e).__name__})") from None
         except UserError as e:
             raise UserError(f"{save} is no checkpoint of this run: {e}") from None
-    return config, load(folder.home, device, which, check)
+    return config, load(folder.path, device, which, check)
 
 # %% ../nbs/20_trainer.ipynb #c019
 def git_commit() -> str | None:
@@ -1302,8 +1296,8 @@ class Logged(Checkpoints):
         purge = self.env_steps + 1 if self.epoch else None
         if rank() > 0:
             return nullcontext()
-        with writing(self.folder.home):
-            return SummaryWriter(str(self.folder.home), purge_step=purge)
+        with writing(self.folder.path):
+            return SummaryWriter(str(self.folder.path), purge_step=purge)
 
     def log(self, record: dict[str, Any], writer: SummaryWriter) -> None:
         """One epoch's metrics to metrics.jsonl, TensorBoard and the tracker, if there is one.
@@ -1543,7 +1537,7 @@ class Trainer(Finished):
         if self.progress:
             self.say = bar.set_description_str
         with closing(self), self.owner(), Signals(), bar, self.events() as writer:
-            name = self.folder.home.name
+            name = self.folder.path.name
             self.track("init", project="simulus-nb", name=name, config=flat(self.config))
             try:
                 self.run_epochs(begin, bar, writer)

@@ -24,7 +24,7 @@ from simulus_nb.checkpoint import (
     save_checkpoint, sweep, take, write_atomic
 )
 from simulus_nb.cli import main, parse
-from simulus_nb.config import preset
+from simulus_nb.envs import Catch, built
 from simulus_nb.evaluate import Notice
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Callback, Diverged, RunFolder, Trainer, git_commit
@@ -687,17 +687,21 @@ def test_readers_take_ordinary_files_only(tmp_path):
 
 # ---------------------------------------------------------------- a world that goes elsewhere
 
-def test_a_world_that_changes_folders_does_not_take_the_run_along(tmp_path, monkeypatch):
-    """The run stays where it began; what is printed is named as it was typed."""
-    (tmp_path / "elsewhere").mkdir()
+@pytest.mark.parametrize("call", ["__init__", "reset", "step", "render", "close"])
+def test_a_world_that_changes_folders_does_not_take_the_run_along(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = RunFolder("run")
-    os.chdir("elsewhere")
-    folder.own().release()
-    folder.create(preset("catch"))
-    assert not list((tmp_path / "elsewhere").iterdir())
-    assert folder.config == tmp_path / "run" / "config.json" and folder.read_config()
-    assert folder.shown(folder.media / "dream.png") == Path("run/media/dream.png")
+    (tmp_path / "elsewhere").mkdir()
+
+    def wander(self, *args, **kwargs):
+        os.chdir(tmp_path / "elsewhere")
+        return getattr(Catch, call)(self, *args, **kwargs)
+
+    env = built(type("Wanders", (Catch,), {call: wander}), "Wanders", {})
+    env.reset(seed=0)
+    env.step(0)
+    env.render()
+    env.close()
+    assert os.getcwd() == str(tmp_path)
 
 
 def test_a_finished_run_of_other_settings_is_refused(run, capsys):
