@@ -312,8 +312,7 @@ def check_agent(found: Checkpoint, group: str) -> None:
             check_tensors(Agent.described(found.meta), found.tensors[group], "agent")
         check_numbers(found.tensors[group], "agent")
     except (LookupError, TypeError, ValueError, AttributeError) as e:
-        reason = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
-        raise DamagedError(f"{found.path}: {reason[:500]}") from None
+        raise DamagedError(f"{found.path}: {reason(e)}") from None
 
 # %% ../nbs/15_agent.ipynb #c035fo4
 def _named(folder: str | Path) -> Path:

@@ -37,7 +37,7 @@ from .agent import Agent
 from .checkpoint import own_name, sweep
 from .evaluate import notice
 from .imagination import dream_step, sample_observation
-from .replay import ReplayBuffer, Segment
+from .replay import ReplayBuffer, Segment, windows
 from .scalars import symlog
 from .spaces import ActionSpec, Modality, ObsSpec, TokenLayout, UserError
 from .world_model import Prediction
@@ -727,7 +727,7 @@ class Beginnings:
     def prepare(self, which: Tensor) -> None:                   # (m,) int64
         "Tokens of these moments, and M's memory of up to `context - 1` steps before them."
         row = self.rows[which]
-        s = self.replay._windows(row, self.replay.position[row] - self.context + 1, self.context)
+        s = windows(self.replay, row, self.replay.position[row] - self.context + 1, self.context)
         seen, place = s.index.unique(return_inverse=True)       # each frame is encoded once
         z = self.agent.tokenizer.encode(self.replay.gather_obs(seen))[place] * s.mask[..., None]
         memory = self.agent.world_model.remember(z[:, :-1], s.action[:, :-1], s.mask[:, :-1])

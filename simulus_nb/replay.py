@@ -264,7 +264,6 @@ class ReplayBuffer(SavedTable):
     """The last `capacity` rows, dealt out as frames, segments and contexts.
 
     Generators must live on `device`."""
-    _windows = windows              # that begin anywhere: the chapter on dreams asks for them
 
     def gather_obs(self, index: Tensor) -> dict[str, Tensor]:
         "Observations of the rows `index` (any shape)."
