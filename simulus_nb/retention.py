@@ -181,6 +181,7 @@ def retention_chunkwise(
         wide = torch.promote_types(ks.dtype, torch.float32)   # sums over the past keep their digits
         tables = decay_tables(decay, T, L, dtype=wide, device=ks.device)
         past = None if state is None else state.to(wide)
+        # Eq. (8.6) for all blocks: first the states, then what is read from them
         S = block_states(block_writes(ks.to(wide), vs.to(wide), tables), tables, past)
         out.append(read_blocks(qs, ks, vs, S[:, :, :-1], decay).flatten(2, 3))
         state = S[:, :, -1]

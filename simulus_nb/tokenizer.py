@@ -190,7 +190,7 @@ def action_group(
 ) -> TokenGroup:                      # K_a tokens
     "Tokens of an action, one per dimension, each with choices of its own: Eq. (7.4)."
     kind = "vector" if spec.kind == "continuous" else "categorical"  # do the numbers have an order?
-    return TokenGroup("action", kind, spec.count, (spec.vocab,), sizes=spec.nvec)
+    return TokenGroup("action", kind, spec.count, (spec.vocab,), sizes=spec.nvec)    # Eq. (7.4)
 
 # %% ../nbs/07_tokenizer.ipynb #c035
 def table_offsets(
