@@ -61,7 +61,7 @@ class TokenLayout:
         return {g.key: slice(end - g.symbols, end) for g, end in zip(self.groups, ends)}
 
     def split(self, z) -> dict:
-        "z (..., S), tensor or array -> {key: (..., K_i, C_i)}, as views."
+        "z (..., S), tensor or array -> {key: (..., K_i, symbols of a token)}, as views."
         if z.shape[-1] != self.S:
             raise UserError(f"tokens: last axis {z.shape[-1]}, this layout has {self.S} symbols")
         parts = self.slices()
@@ -71,7 +71,7 @@ class TokenLayout:
         }
 
     def join(self, parts: dict):
-        "{key: (..., K_i, C_i)} -> z (..., S): undoes `split`, Eq. (0.6)."
+        "{key: (..., K_i, symbols of a token)} -> z (..., S): undoes `split`, Eq. (0.6)."
         flat = [parts[g.key].reshape(*parts[g.key].shape[:-2], g.symbols) for g in self.groups]
         return (
             torch.cat(flat, -1) if isinstance(flat[0], torch.Tensor) else np.concatenate(flat, -1)
