@@ -64,9 +64,8 @@ class AtariProtocol(SkippedFrames):
     ):
         check_options(noop_max=noop_max, clip_reward=clip_reward, life_loss_done=life_loss_done)
         super().__init__(env, image_size, frame_skip)
-        self.noop_max, self.clip_reward, self.life_loss_done, self.max_steps = (
-            noop_max, clip_reward, life_loss_done, max_steps
-        )
+        self.noop_max, self.clip_reward = noop_max, clip_reward
+        self.life_loss_done, self.max_steps = life_loss_done, max_steps
 
     def step(self, action):
         raw = self.skip(action)
@@ -77,10 +76,8 @@ class AtariProtocol(SkippedFrames):
         self.between_lives = lost and not over and not truncated
         ended = score_report(self.score, self.steps) if over or truncated else {}
         reward = float(np.sign(raw)) if self.clip_reward else raw   # Eq. (1.7)
-        return (
-            self.frame(), reward, over or lost, truncated,
-            {"lives": lives, "raw_reward": raw, **ended}
-        )
+        info = {"lives": lives, "raw_reward": raw, **ended}
+        return self.frame(), reward, over or lost, truncated, info
 
     def reset(self, *, seed=None, options=None):
         if self.between_lives and seed is None:                     # same game, next life
@@ -118,6 +115,7 @@ FIXED = {   # option of the emulator that the protocol sets: what to do instead
     "game": "the id names the game",
 }
 
+# %% ../nbs/A_worlds.ipynb #c049w1ev1
 def atari_options(spec: EnvSpec, options: dict) -> dict:
     "All options of `ATARI` as given, registered or by default, checked."
     known = ("game", "frameskip", "repeat_action_probability", "max_num_frames_per_episode")

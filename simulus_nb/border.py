@@ -46,6 +46,7 @@ def working_folder() -> str | None:
     except OSError:
         return None
 
+# %% ../nbs/01_envs.ipynb #c017w2ev1
 class WorldCode:
     """Around a call of a world's own code: what it raises gets `of_world`; SystemExit is an error.
 
@@ -121,6 +122,7 @@ def five_values(out, name: str) -> tuple:
         raise broken(name, "step", f"it gave info = {shown(out[4])}", "a dict, {} if there is none")
     return out
 
+# %% ../nbs/01_envs.ipynb #c017w5ev1
 def checked_step(out, name: str) -> tuple:
     "What `step` returned, with plain numbers; `WorldError` for anything else."
     obs, reward, *flags, info = five_values(out, name)

@@ -54,9 +54,8 @@ class Catch(gymnasium.Env):
             raise UserError(f"Catch needs a size >= rows={rows} and cols={cols}, not {size}")
         if look not in LOOKS:
             raise UserError(f"unknown look {look!r}: choose one of {', '.join(LOOKS)}")
-        self.rows, self.cols, self.size, self.look, self.render_mode = (
-            rows, cols, size, look, render_mode
-        )
+        self.rows, self.cols, self.size = rows, cols, size
+        self.look, self.render_mode = look, render_mode
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = spaces.Discrete(3)                      # 0 left, 1 stay, 2 right
 

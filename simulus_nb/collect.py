@@ -35,9 +35,8 @@ class Stream:
     "The rows of one environment while they are being collected."
 
     def __init__(self, obs_spec: ObsSpec, action_spec: ActionSpec):
-        self.spaces, self.count, self.rows = (
-            {m.key: token_space(m) for m in obs_spec.modalities}, action_spec.count, []
-        )
+        self.spaces = {m.key: token_space(m) for m in obs_spec.modalities}
+        self.count, self.rows = action_spec.count, []
 
     def add(self, obs: dict, action=None, reward: float = 0.0, done: bool = False) -> None:
         "Add a transition, or without `action` the last row of an episode."
@@ -69,35 +68,31 @@ class Collector(Lockstep):
     ) -> tuple[list[Rows], list[EpisodeStats]]:             # one `Rows` per environment; the
                                                             # episodes that ended
         "Play on for `steps` steps. Episodes still open go on in the next call."
-        streams, finished, played = (
-            [Stream(self.obs_spec, self.action_spec) for _ in range(self.num_envs)], [], 0
-        )
+        streams = [Stream(self.obs_spec, self.action_spec) for _ in range(self.num_envs)]
+        finished, played = [], 0
         while played < steps:
             played += self.num_envs - self.over.sum()
-            finished += self._step(streams, np.asarray(policy(self.obs, self.starts.copy())))
+            tokens = np.asarray(policy(self.obs, self.starts.copy()))
+            finished += self._step(streams, tokens)
         return [s.take() for s in streams], finished
 
     def _step(self, streams: list[Stream], tokens: np.ndarray) -> list[EpisodeStats]:
-        raw, reward, terminated, truncated, info = self.envs.step(
-            np.asarray(self.action_spec.decode(tokens))
-        )
-        after, ended, ignored, stats = (
-            self._copy(raw, "step"), terminated | truncated, self.over, []
-        )
+        "One step of every environment; the episodes that it ended."
+        actions = np.asarray(self.action_spec.decode(tokens))
+        raw, reward, terminated, truncated, info = self.envs.step(actions)
+        after, ended, ignored = self._copy(raw, "step"), terminated | truncated, self.over
         for i, stream in enumerate(streams):
             if not ignored[i]:
-                # Eq. (1.1)
-                stream.add(
-                    {k: x[i] for k, x in self.obs.items()}, tokens[i],
-                    checked_reward(reward[i], self.name), terminated[i]
-                )
-                self.scores.add(i, stream.rows[-1][2])
+                before = {k: x[i] for k, x in self.obs.items()}
+                paid = checked_reward(reward[i], self.name)
+                stream.add(before, tokens[i], paid, terminated[i])              # Eq. (1.1)
+                self.scores.add(i, paid)
             if ended[i]:
                 stream.add(self._final(after, info, i))
-        if ended.any():
-            stats = self.scores.take(ended, info)
-            if self.mode is AutoresetMode.DISABLED:
-                after = self._copy(self.envs.reset(options={"reset_mask": ended})[0], "reset")
+        stats = self.scores.take(ended, info) if ended.any() else []
+        if ended.any() and self.mode is AutoresetMode.DISABLED:
+            fresh = self.envs.reset(options={"reset_mask": ended})[0]
+            after = self._copy(fresh, "reset")
         self.obs, self.starts = after, ended
         if self.mode is AutoresetMode.NEXT_STEP:
             self.starts, self.over = ignored, ended

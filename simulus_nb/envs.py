@@ -35,6 +35,7 @@ def _put(x, path: tuple, value):
         parts = {**x, key: inner}
     return type(x)(parts) if isinstance(x, spaces.Space) else parts
 
+# %% ../nbs/A_worlds.ipynb #c032ev1
 class ResizeImages(gymnasium.ObservationWrapper):
     "Resizes every picture of an observation to `size` x `size`, also inside `Dict` and `Tuple`."
     call = "step"                           # of the world, that gave the observation
@@ -87,11 +88,9 @@ def missions(space: spaces.Space) -> list[str] | None:
     if type(space).__name__ != "MissionSpace":  # BabyAI's subclass composes sentences by a grammar
         return None
     words = space.ordered_placeholders or []
-    return (
-        sorted({space.mission_func(*chosen) for chosen in product(*words)})
-        if prod(map(len, words)) <= MAX_CATEGORIES
-        else None
-    )
+    if prod(map(len, words)) > MAX_CATEGORIES:
+        return None
+    return sorted({space.mission_func(*chosen) for chosen in product(*words)})
 
 # %% ../nbs/A_worlds.ipynb #c041
 def is_minigrid(env: gymnasium.Env) -> bool:
@@ -108,12 +107,10 @@ class MiniGridSpaces(gymnasium.ObservationWrapper):
         counts: tuple[int, int, int],       # from `category_counts`
     ):
         super().__init__(env)
-        parts, sentences = (
-            dict(env.observation_space.items()), missions(env.observation_space["mission"])
-        )
-        parts["image"] = spaces.MultiDiscrete(
-            np.broadcast_to(counts, parts["image"].shape), dtype=np.uint8
-        )
+        parts = dict(env.observation_space.items())
+        sentences = missions(parts["mission"])
+        counts = np.broadcast_to(counts, parts["image"].shape)
+        parts["image"] = spaces.MultiDiscrete(counts, dtype=np.uint8)
         if sentences is not None:
             parts["mission"] = spaces.Discrete(len(sentences))
         self.constant = sentences is not None and len(sentences) == 1
@@ -126,9 +123,8 @@ class MiniGridSpaces(gymnasium.ObservationWrapper):
         "The same observation, its mission replaced by its number."
         if not self.number:
             return observation
-        mission, rest = (
-            observation["mission"], {k: x for k, x in observation.items() if k != "mission"}
-        )
+        mission = observation["mission"]
+        rest = {k: x for k, x in observation.items() if k != "mission"}
         if mission not in self.number:
             raise UserError(
                 f"the mission {mission!r} is not one of the {len(self.number)} that this "

@@ -107,13 +107,10 @@ class Scores:
     up here."""
 
     def __init__(self, envs: VectorEnv):
-        inner, self.hidden = (
-            envs.unwrapped,
-            autoreset_mode(envs) is AutoresetMode.SAME_STEP
-        )
-        ours = isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)) and inner.call(
-            "has_wrapper_attr", "reports_score"
-        )
+        inner = envs.unwrapped
+        self.hidden = autoreset_mode(envs) is AutoresetMode.SAME_STEP
+        known = isinstance(inner, (SyncVectorEnv, AsyncVectorEnv))
+        ours = known and inner.call("has_wrapper_attr", "reports_score")
         self.reported = np.array(ours or [False] * envs.num_envs)
         self.begin(envs.num_envs)
 
@@ -131,9 +128,8 @@ class Scores:
         if not isinstance(told, dict):
             raise WorldError(f"the vector environment gave info['final_info'] = {shown(told)}; "
                              "expected a dict, as its mode SAME_STEP asks for")
-        for i in np.flatnonzero(
-            np.where(self.reported, told.get(f"_{SCORE}", False), ended)
-        ).tolist():
+        known = np.where(self.reported, told.get(f"_{SCORE}", False), ended)
+        for i in np.flatnonzero(known).tolist():
             total, length = told[SCORE][i] if self.reported[i] else (self.sum[i], self.steps[i])
             stats.append(EpisodeStats(float(total), int(length), i))
         for i in np.flatnonzero(ended):

@@ -74,6 +74,7 @@ def _import(module: str, env_id: str):
     except ModuleNotFoundError as e:
         raise _missing(env_id, ImportError(f"{e}, while importing {module}")) from None
 
+# %% ../nbs/A_worlds.ipynb #c037ev1
 def find_env(env_id: str) -> EnvSpec:
     "The registered environment of an id, its module imported; `UserError` with the closest ids."
     module, colon, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", "")
@@ -104,6 +105,7 @@ def maker(spec: EnvSpec) -> Callable:
                         "function: update its package, or correct its registration")
     return made
 
+# %% ../nbs/A_worlds.ipynb #c037w1ev1
 def check_arguments(make: Callable, name: str, options: dict) -> None:
     "Refuses options that the maker of the environment `name` does not take, or needs and lacks."
     try:

@@ -175,6 +175,7 @@ def _is_image(space: gs.Space, first: bool = False) -> bool:
     sides, colour = (s[1:], s[:1]) if first else (s[:2], s[2:])
     return len(s) == 3 and min(sides) >= 8 and colour[0] in (1, 3, 4)
 
+# %% ../nbs/00_spaces.ipynb #c030ev1
 def _kind(key: str, space: gs.Space) -> str:
     "The kind of modality that a space without children asks for."
     if _is_image(space):
@@ -238,6 +239,7 @@ def _picture(key: str, path: tuple, space: gs.Space) -> Modality:
         )
     return Modality(key, "image", raw if len(raw) == 3 else (*raw, 1), raw_shape=raw, path=path)
 
+# %% ../nbs/00_spaces.ipynb #c033ev1
 def _bound(space: gs.Space) -> tuple:
     """Largest magnitude of every entry of a Box, 0 where its bounds are missing or no more than the
     end of the number format."""
@@ -248,6 +250,7 @@ def _bound(space: gs.Space) -> tuple:
     ).ravel()
     return tuple(np.where(most < MAX_BOUND, most, 0.0).tolist())
 
+# %% ../nbs/00_spaces.ipynb #c033ev2
 def _modality(path: tuple, space: gs.Space, kind: str | None) -> Modality:
     "The `Modality` of one space without children; `kind` overrules the inferred one."
     key = _key(path)
@@ -503,6 +506,7 @@ def _action_spec(cls, space: gs.Space, levels: int) -> ActionSpec:
         dtype=str(space.dtype)
     )
 
+# %% ../nbs/00_spaces.ipynb #c043ev1
 def _continuous(cls, space: gs.Box, levels: int, what: str) -> ActionSpec:
     "A float Box: `levels` per dimension, one where the bounds coincide."
     low, high = (bound.reshape(-1).astype(np.float64) for bound in (space.low, space.high))
@@ -555,6 +559,7 @@ def _encode_action(spec: ActionSpec, actions) -> np.ndarray:
     nearest = np.rint((x - low) / np.where(step > 0, step, 1))  # Eq. (4.8)
     return nearest.clip(0, np.array(spec.nvec) - 1).astype(np.int64)
 
+# %% ../nbs/00_spaces.ipynb #c044ev1
 def _decode_action(spec: ActionSpec, tokens) -> "list[int] | np.ndarray":
     "See `ActionSpec.decode`."
     tokens = as_numbers("action tokens", tokens)

@@ -85,6 +85,7 @@ def fill_in(m) -> None:            # m: Modality
     object.__setattr__(m, "in_dict", in_dict)
     object.__setattr__(m, "bound", tuple(float(b) for b in m.bound))
 
+# %% ../nbs/00_spaces.ipynb #c025ca1ev1
 def check_modality(m) -> None:     # m: Modality
     "Raise `UserError` where two of its fields contradict each other."
     within = all(0 <= b < MAX_BOUND for b in m.bound)
