@@ -25,9 +25,9 @@ from simulus_nb.checkpoint import (
     read_json, save_checkpoint
 )
 from .controller import Controller, ControllerConfig, actor_state, sample_categorical
-from .envs import resize
-from .spaces import ActionSpec, ObsSpec, UserError, reason
+from .spaces import ActionSpec, ObsSpec, resize
 from .tokenizer import MultiModalTokenizer, TokenizerConfig
+from .validation import UserError, reason
 from .world_model import WorldModel, WorldModelConfig
 
 # %% ../nbs/15_agent.ipynb #c005

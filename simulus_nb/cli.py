@@ -37,6 +37,7 @@ from tqdm.auto import tqdm
 
 from .agent import Agent, read_agent
 from .bench import bench, bench_table, compare, compare_table
+from .border import WorldWarning
 from simulus_nb.checkpoint import (
     CheckpointWarning, has_saves, is_whole, load_checkpoint, ran_out, read_json, writing
 )
@@ -46,15 +47,14 @@ from simulus_nb.config import (
 from .distributed import LostError, from_first, join, leave, processes, rank, together
 from .doctor import examine, report_text, too_large
 from .dream import Film, dream_media, whole
-from .envs import WorldWarning
 from .evaluate import ATARI_SCORES, Evaluation, evaluate, human_normalised, seldom
 from .replay import ReplayBuffer
-from .spaces import UserError, reason
 from .suite import RayPool, make_jobs, markdown, run_suite
 from simulus_nb.trainer import (
     RunFolder, Signals, Stopped, Trainer, agent_of, ask_first, default_folder, env_maker,
     fill_replay, make_replay, pick_device
 )
+from .validation import UserError, reason
 
 # %% ../nbs/21_cli.ipynb #c005
 registry = tyro.constructors.ConstructorRegistry()

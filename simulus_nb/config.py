@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from .agent import from_plain
 from .controller import ControllerConfig
-from .envs import atari_game
+from .ids import atari_game
 from .imagination import ControllerLossConfig
 from .retnet import RetNetConfig
 from .spaces import UserError

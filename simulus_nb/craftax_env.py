@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from .envs import check_options
+from .catch import check_options
 from .spaces import UserError
 
 # %% ../nbs/27_craftax.ipynb #c006

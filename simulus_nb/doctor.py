@@ -41,10 +41,11 @@ from .controller import actor_state
 from .imagination import Dream, dream_step, imagine
 from .perceptual import VGG_URL, PerceptualLoss
 from .replay import Segment, obs_dtype, row_bytes
-from .spaces import ActionSpec, ObsSpec, UserError, reason
+from .spaces import ActionSpec, ObsSpec
 from simulus_nb.trainer import (
     Learner, Stages, as_graphs, infer_specs, make_agent, pick_device, update
 )
+from .validation import UserError, reason
 
 # %% ../nbs/35_doctor.ipynb #c005
 def storages(tree: object) -> list[torch.UntypedStorage]:

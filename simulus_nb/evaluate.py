@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from .checkpoint import CheckpointWarning
-from .envs import SCORE, Lane, atari_game, registered
-from .spaces import ActionSpec, ObsSpec, UserError, reason
+from .ids import atari_game, registered
+from .lockstep import SCORE, Lane
+from .spaces import ActionSpec, ObsSpec
+from .validation import UserError, reason
 
 # %% ../nbs/18_evaluate.ipynb #c005
 @dataclass(frozen=True)

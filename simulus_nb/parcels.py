@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from .envs import board_image, check_options
+from .catch import board_image, check_options
 from .spaces import UserError
 
 # %% ../nbs/28_multimodal.ipynb #c005

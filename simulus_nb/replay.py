@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import DamagedError, pack_rows, unpack_rows
-from .envs import Rows
+from .collect import Rows
 from .spaces import Modality, ObsSpec, UserError
 
 # %% ../nbs/02_replay.ipynb #c006

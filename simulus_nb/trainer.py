@@ -53,21 +53,23 @@ from simulus_nb.checkpoint import (
     parse_json, ran_out, read_bytes, read_json, restore_optimizer, rng_state, save_checkpoint,
     set_rng_state, sweep, write_atomic, writing
 )
+from .collect import Collector, Rows, Stream
 from .config import Config, cost, differences, flat
 from simulus_nb.distributed import (
     any_of, everyone, from_first, in_parts, join, mean_metrics, mean_of_all, mine, own_noise,
     parallel, place, processes, rank, share_random
 )
 from .dream import dream_media, whole
-from simulus_nb.envs import (
-    SCORE, Collector, ResizeImages, Rows, Stream, built, check_env_options, make_env, opened, scored
-)
+from .envs import ResizeImages, check_env_options, make_env
 from .evaluate import Evaluation, close_all, evaluate, notice
 from .imagination import controller_loss, imagine
+from .lockstep import SCORE, opened, scored
 from .perceptual import make_perceptual
+from .registry import built
 from .replay import ReplayBuffer, Segment
 from .returns import ReturnScale
-from .spaces import ActionSpec, ObsSpec, UserError, reason
+from .spaces import ActionSpec, ObsSpec
+from .validation import UserError, reason
 from .world_model import WorldModel, world_model_loss
 
 # %% ../nbs/20_trainer.ipynb #c006

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_every_world import TOY
 
+from simulus_nb.border import Border, WorldError, WorldWarning, checked_reward, checked_step, number
+from simulus_nb.collect import Collector
 from simulus_nb.config import preset
-from simulus_nb.envs import (
-    EXTRAS, Border, Collector, EpisodeScore, Lane, WorldError, WorldWarning, built, checked_reward,
-    checked_step, make_env, number, raw_make, scored
-)
+from simulus_nb.envs import make_env
 from simulus_nb.evaluate import RandomAgent, evaluate
+from simulus_nb.lockstep import EpisodeScore, Lane, scored
+from simulus_nb.registry import EXTRAS, built, raw_make
 from simulus_nb.spaces import ActionSpec, ObsSpec, UserError
 from simulus_nb.trainer import Epochs, Trainer, infer_specs
 

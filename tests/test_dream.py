@@ -19,13 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulus_nb.agent import Agent
+from simulus_nb.catch import Catch
+from simulus_nb.collect import Collector
 from simulus_nb.controller import ControllerConfig, sample_categorical
 from simulus_nb.dream import (
     CONTEXT, IMAGINED, DreamEnv, action_space, difference, dream_media, dream_step, dream_video,
     error_curves, error_figure, error_picture, film_strip, observation_space, open_loop, picture,
     raw_observation, token_accuracy, whole_windows
 )
-from simulus_nb.envs import Catch, Collector
 from simulus_nb.evaluate import RandomAgent
 from simulus_nb.imagination import imagine
 from simulus_nb.replay import ReplayBuffer, Segment

@@ -17,12 +17,14 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb.envs import (
-    CATCH, LOOKS, OURS, ActionRepeat, AtariProtocol, Catch, Collector, EpisodeScore, MiniGridSpaces,
-    ResizeImages, Rows, make_env, missions, resize
-)
+from simulus_nb.atari import AtariProtocol
+from simulus_nb.catch import CATCH, LOOKS, Catch
+from simulus_nb.collect import Collector, Rows
+from simulus_nb.envs import ActionRepeat, MiniGridSpaces, ResizeImages, make_env, missions
 from simulus_nb.evaluate import RandomAgent, evaluate
-from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError
+from simulus_nb.ids import OURS
+from simulus_nb.lockstep import EpisodeScore
+from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError, resize
 
 
 def raw_ale(game, **kwargs):

@@ -23,9 +23,9 @@ from simulus_nb.cli import EvaluateCommand, given_path, main, parse, typed
 from simulus_nb.config import catch, flat
 from simulus_nb.doctor import Need, memory_shares, size_text, too_large
 from simulus_nb.replay import row_bytes
-from simulus_nb.spaces import UserError, reason
 from simulus_nb.suite import ENTRY
 from simulus_nb.trainer import RunFolder, Trainer, ask_first, default_folder, infer_specs
+from simulus_nb.validation import UserError, reason
 
 TINY = shlex.split("""--save-every 1 --epochs 2 --collect.steps 30 --collect.capacity 300
   --tokenizer.image.code-dim 8 --tokenizer.image.vocab 16 --world-model.retnet.width 16

@@ -11,10 +11,10 @@ from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb.envs import score_report
 from simulus_nb.evaluate import (
     ATARI_SCORES, Evaluation, RandomAgent, evaluate, game_name, human_normalised, quotas
 )
+from simulus_nb.lockstep import score_report
 from simulus_nb.spaces import ActionSpec, ObsSpec, UserError
 
 

@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 
 from simulus_nb import checkpoint, trainer
 from simulus_nb.agent import Agent
+from simulus_nb.catch import Catch
 from simulus_nb.checkpoint import (
     CheckpointWarning, DamagedError, FolderLock, load_checkpoint, own_name, read_bytes, read_json,
     save_checkpoint, sweep, take, write_atomic
 )
 from simulus_nb.cli import main, parse
-from simulus_nb.envs import Catch, built
 from simulus_nb.evaluate import Notice
+from simulus_nb.registry import built
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Callback, Diverged, RunFolder, Trainer, git_commit
 from test_crash import TOY, meta_of, tensor_of

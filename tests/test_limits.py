@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from simulus_nb.cli import film_episode, main, meter, score_text
 from simulus_nb.config import preset
-from simulus_nb.envs import Lockstep, opened
 from simulus_nb.evaluate import Evaluation, Notice, RandomAgent, close_all, evaluate
+from simulus_nb.lockstep import Lockstep, opened
 from simulus_nb.spaces import ActionSpec, ObsSpec
 from simulus_nb.trainer import Callback, RunState, Stopped, Trainer, infer_specs
 

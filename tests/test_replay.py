@@ -10,7 +10,7 @@ from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb.envs import Rows
+from simulus_nb.collect import Rows
 from simulus_nb.replay import ReplayBuffer, episode_bounds, row_bytes, windows
 from simulus_nb.retnet import RetNetConfig
 from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError

@@ -10,9 +10,8 @@ from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb.spaces import (
-    KINDS, ActionSpec, Modality, ObsSpec, TokenGroup, TokenLayout, UserError
-)
+from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, TokenGroup, TokenLayout
+from simulus_nb.validation import KINDS, UserError
 
 QUICK = settings(deadline=None, max_examples=30)
 side, few, start = st.integers(1, 5), st.integers(1, 6), st.integers(-5, 5)

@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from simulus_nb.agent import Agent
+from simulus_nb.atari import ATARI, FIXED, AtariProtocol
+from simulus_nb.catch import CATCH, OPTIONS, check_options
 from simulus_nb.cli import main, score_text
+from simulus_nb.collect import Collector
 from simulus_nb.config import Config, catch, preset_for
 from simulus_nb.controller import ControllerConfig
-from simulus_nb.envs import (
-    ATARI, CATCH, FIXED, OPTIONS, RUN_GIVES, AtariProtocol, Collector, ResizeImages, atari_game,
-    check_options, find_env, is_minigrid, make_env, needs_extra, raw_make, registered, resize
-)
+from simulus_nb.envs import RUN_GIVES, ResizeImages, is_minigrid, make_env
 from simulus_nb.evaluate import Evaluation, game_name
+from simulus_nb.ids import atari_game, registered
+from simulus_nb.registry import find_env, needs_extra, raw_make
 from simulus_nb.retnet import RetNetConfig
-from simulus_nb.spaces import ActionSpec, ObsSpec, UserError, picture_parts
+from simulus_nb.spaces import ActionSpec, ObsSpec, UserError, picture_parts, resize
 from simulus_nb.tokenizer import TokenizerConfig
 from simulus_nb.trainer import env_maker, infer_specs
 from simulus_nb.vqvae import VQVAEConfig
@@ -323,7 +325,7 @@ def test_registrations_of_ones_own():
     gymnasium.register(
         "S/Hard-v0", entry_point="ale_py.env:AtariEnv", kwargs={"game": "pong", "difficulty": 9}
     )
-    gymnasium.register("S/Pong-v0", entry_point="simulus_nb.envs:Catch")
+    gymnasium.register("S/Pong-v0", entry_point="simulus_nb.catch:Catch")
     assert type(make_env("S/MyPong-v0")) is AtariProtocol and game_name("S/MyPong-v0") == "Pong"
     assert "obs_type" in refusal(make_env, "S/Ram-v0") and "0, 1, 2, 3" in refusal(
         make_env, "S/Hard-v0"
