@@ -78,7 +78,7 @@ def rotate_reference(
     cos: Tensor,                      # (n, d_k/2) or broadcastable
     sin: Tensor,                      # (n, d_k/2)
 ) -> Tensor:                          # (..., n, d_k)
-    "Turn channel pairs (i, i + d_k/2) by their angle: Eq. (9.3), word for word."
+    "Turn channel pairs (j, j + d_k/2) by their angle: Eq. (9.3), word for word."
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)    # Eq. (9.3)
 
@@ -228,15 +228,16 @@ class RetNet(nn.Module):
         T, n, d = x.shape[1:]
         if T > 1 and n != self.block:
             raise UserError(f"several blocks at once must have {self.block} tokens each, not {n}")
-        h, tab, states = x.flatten(1, 2), self.tables(T, n, x), []
+        stream, tab, states = x.flatten(1, 2), self.tables(T, n, x), []
         for i, layer in enumerate(self.layers):
-            q, k, v, gate = to_heads(layer.qkvg(layer.norm_retention(h)), layer.heads, tab.here)
+            made = layer.qkvg(layer.norm_retention(stream))
+            q, k, v, gate = to_heads(made, layer.heads, tab.here)
             past = None if state is None else state[i]
             written = block_writes(k, v, tab.decay), tab.decay, past
             o = read_blocks(q, k, v, states_before(*written), self.decay, tables=tab.decay)
-            h = layer.update(h, merge_heads(o), gate)
+            stream = layer.update(stream, merge_heads(o), gate)
             states.append(last_state(*written))
-        return h.view_as(x), reframe(torch.stack(states), tab)          # Eq. (9.10)
+        return stream.view_as(x), reframe(torch.stack(states), tab)          # Eq. (9.10)
 
 # %% ../nbs/09_retnet.ipynb #c016
 def _turn(

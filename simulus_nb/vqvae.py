@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VQVAEConfig', 'to_float', 'to_uint8', 'norm_act', 'image_encoder', 'image_decoder', 'nearest_entry',
            'straight_through', 'ema_update', 'draw_rows', 'code_use', 'Codebook', 'loss_terms', 'VQVAE', 'vq_loss',
-           'check_images']
+           'check_config', 'check_images']
 
 # %% ../nbs/06_vqvae.ipynb #c003
 from collections.abc import Callable
@@ -35,26 +35,7 @@ class VQVAEConfig:
     perceptual: str = "vgg"     # Eq. (6.9): none | random | vgg | path of a VGG16 state dict
 
     def __post_init__(self):
-        lowest = dict(image_size=1, channels=1, stages=1, code_dim=1, norm_groups=1, vocab=2,
-                      dead_below=0, commitment=0)
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
-        if self.stages > 16:                        # before 2**stages is computed
-            raise UserError(f"stages must be at most 16, not {self.stages}")
-        if self.image_size % 2**self.stages:
-            raise UserError(
-                f"image_size {self.image_size} cannot be halved {self.stages} times: "
-                f"use a multiple of {2**self.stages}, or fewer stages"
-            )
-        if self.channels % self.norm_groups:
-            raise UserError(
-                f"channels {self.channels} must be a multiple of norm_groups {self.norm_groups}"
-            )
-        if self.codebook not in ("ema", "gradient"):
-            raise UserError(f"codebook must be 'ema' or 'gradient', not {self.codebook!r}")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+        check_config(self)
 
 # %% ../nbs/06_vqvae.ipynb #c008
 def to_float(
@@ -99,13 +80,13 @@ def image_decoder(config: VQVAEConfig, out_channels: int = 3) -> nn.Sequential:
 # %% ../nbs/06_vqvae.ipynb #c016
 @torch.no_grad()
 def nearest_entry(
-    h: Tensor,          # (M, D) vectors
+    h: Tensor,          # (rows, D) vectors
     codebook: Tensor,   # (N, D) entries
-) -> tuple[Tensor, Tensor]:   # (M,) int64 entry of each vector, (M,) squared distance to it
+) -> tuple[Tensor, Tensor]:   # (rows,) int64 entry of each vector, squared distance to it
     "The nearest entry of every vector, by one product: Eqs. (6.3), (6.4). Of equal ones the first."
     h = h.to(codebook.dtype)                            # nearly equal distances need full precision
     squares = codebook.square().sum(-1)
-    partial = torch.addmm(squares, h, codebook.T, alpha=-2)     # (M, N): Eq. (6.4) without |h|^2
+    partial = torch.addmm(squares, h, codebook.T, alpha=-2)     # (rows, N): Eq. (6.4) without |h|^2
     least, z = partial.min(-1)                      # Eq. (6.3): |h|^2 is the same for every entry
     return z, (least + h.square().sum(-1)).clamp(min=0)     # rounding may fall below 0
 
@@ -122,13 +103,13 @@ def straight_through(
 def ema_update(
     count: Tensor,      # (N,) running number of vectors per batch that chose each entry
     total: Tensor,      # (N, D) running sum of those vectors
-    h: Tensor,          # (M, D) vectors of this batch
-    z: Tensor,          # (M,) their entries
-    decay: float,       # share of the past that is kept
+    h: Tensor,          # (rows, D) vectors of this batch
+    z: Tensor,          # (rows,) their entries
+    decay: float,       # rho, share of the past that is kept
     eps: float = 1e-5,  # Laplace smoothing: nothing is divided by 0
 ) -> tuple[Tensor, Tensor, Tensor]:   # new count, new total, new codebook (N, D)
     "Every entry moves towards the mean of the vectors that chose it: Eqs. (6.11), (6.12)."
-    chose = F.one_hot(z, len(count)).to(total.dtype)    # (M, N); a product is the same every run
+    chose = F.one_hot(z, len(count)).to(total.dtype)    # (rows, N); the same every run
     count = decay * count + (1 - decay) * chose.sum(0)                         # Eq. (6.11)
     total = decay * total + (1 - decay) * chose.T @ h.to(total.dtype)          # Eq. (6.11)
     n = count.sum()
@@ -138,11 +119,11 @@ def ema_update(
 # %% ../nbs/06_vqvae.ipynb #c025
 @torch.no_grad()
 def draw_rows(
-    x: Tensor,          # (M, D)
-    weight: Tensor,     # (M,) >= 0
+    x: Tensor,          # (rows, D)
+    weight: Tensor,     # (rows,) >= 0
     n: int,             # rows wanted
 ) -> Tensor:            # (n, D)
-    "Random rows, in proportion to `weight`, without replacement (repeated if M < n): Eq. (6.13)."
+    "Rows drawn by `weight`, without replacement (repeated if there are too few): Eq. (6.13)."
     keys = weight / torch.empty_like(weight).exponential_()   # the largest keys are such a draw
     chosen = keys.topk(min(n, len(x))).indices
     return x[chosen[torch.arange(n, device=x.device) % len(chosen)]]
@@ -159,7 +140,7 @@ def code_use(
 # %% ../nbs/06_vqvae.ipynb #c031
 class Codebook(nn.Module):
     "The entries E (N, D) and what moves them."
-    keeps_float32 = True                                        # nearly equal distances: chapter 29
+    keeps_float32 = True                        # nearly equal distances: see "In practice"
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
@@ -174,7 +155,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, h: Tensor) -> None:
-        "At the first training batch: entries become vectors `h` (M, D), far from the mean first."
+        "At the first batch: entries become vectors `h` (rows, D), far from the mean first."
         seeds = draw_rows(h, (h - h.mean(0)).square().sum(-1), self.config.vocab)
         self.entries.copy_(torch.where(self.started, self.entries, seeds))
         if self.config.codebook == "ema":
@@ -184,9 +165,9 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def move(
         self,
-        h: Tensor,          # (M, D) vectors of a training batch
-        z: Tensor,          # (M,) their entries
-        distance: Tensor,   # (M,) squared distances to them
+        h: Tensor,          # (rows, D) vectors of a training batch
+        z: Tensor,          # (rows,) their entries
+        distance: Tensor,   # (rows,) squared distances to them
     ) -> Tensor:            # how many entries were re-seeded
         "One update by averages; dead entries are set onto vectors that fit badly (`ema` only)."
         count, total, entries = ema_update(self.count, self.total, h, z, self.config.ema_decay)
@@ -203,12 +184,12 @@ def loss_terms(
     images: Tensor,                       # uint8 (B, H, W, C), or float (B, C, H, W) in [-1, 1]
     perceptual: nn.Module | None = None,  # (x, y) -> (B,); None leaves the term out
     everyone: Callable[[Tensor], Tensor] = lambda rows: rows,   # these rows -> of all processes
-) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:  # four scalars; vectors (M, D), of everyone;
-                                                        # tokens (M,); squared distances (M,)
+) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:  # four scalars; vectors (rows, D),
+                                                        # tokens, squared distances (rows,)
     "The four terms of the loss, each with its gradient, and what the codebook needs to move."
     x = to_float(images, V.codebook.dtype)
     h = V.features(x)                                                          # (B, K, D)
-    rows = seen = h.detach().flatten(0, 1)                                     # (M, D), M = B K
+    rows = seen = h.detach().flatten(0, 1)                                     # (B K, D)
     if V.training:
         seen = everyone(rows)               # the whole batch moves the codebook
         V.table.start(seen)
@@ -281,9 +262,9 @@ class VQVAE(nn.Module):
 def vq_loss(
     V: VQVAE,
     terms: dict[str, Tensor],   # four scalars
-    h: Tensor,                  # (M, D) vectors, of everyone
-    z: Tensor,                  # (M,) entries
-    distance: Tensor,           # (M,) squared distances
+    h: Tensor,                  # (rows, D) vectors, of everyone
+    z: Tensor,                  # (rows,) entries
+    distance: Tensor,           # (rows,) squared distances
     everyone: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:      # Eq. (6.10), scalars to log
     "The sum of the terms; in training, averages move the codebook."
@@ -298,6 +279,30 @@ def vq_loss(
     if V.training and V.config.codebook == "ema":
         metrics["reseeded"] = V.table.move(h, z, distance)
     return loss, {name: value.detach().float() for name, value in metrics.items()}
+
+# %% ../nbs/06_vqvae.ipynb #c052r2
+def check_config(config: VQVAEConfig) -> None:
+    "Refuse sizes that do not fit together, in one line."
+    lowest = dict(image_size=1, channels=1, stages=1, code_dim=1, norm_groups=1, vocab=2,
+                  dead_below=0, commitment=0)
+    for name, low in lowest.items():
+        if getattr(config, name) < low:
+            raise UserError(f"{name} must be at least {low}, not {getattr(config, name)}")
+    if config.stages > 16:                        # before 2**stages is computed
+        raise UserError(f"stages must be at most 16, not {config.stages}")
+    if config.image_size % 2**config.stages:
+        raise UserError(
+            f"image_size {config.image_size} cannot be halved {config.stages} times: "
+            f"use a multiple of {2**config.stages}, or fewer stages"
+        )
+    if config.channels % config.norm_groups:
+        raise UserError(
+            f"channels {config.channels} must be a multiple of norm_groups {config.norm_groups}"
+        )
+    if config.codebook not in ("ema", "gradient"):
+        raise UserError(f"codebook must be 'ema' or 'gradient', not {config.codebook!r}")
+    if not 0 <= config.ema_decay < 1:
+        raise UserError(f"ema_decay must lie in [0, 1), not {config.ema_decay}")
 
 def check_images(x: Tensor, channels: int, size: int) -> None:
     "Refuse pictures of another shape than (B, channels, size, size)."
