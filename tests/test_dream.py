@@ -27,7 +27,7 @@ from simulus_nb.dream import (
     error_curves, error_figure, error_picture, film_strip, observation_space, open_loop, picture,
     raw_observation, token_accuracy, whole_windows
 )
-from simulus_nb.evaluate import RandomAgent
+from simulus_nb.evaluate import RandomAgent, evaluate
 from simulus_nb.imagination import imagine
 from simulus_nb.replay import ReplayBuffer, Segment
 from simulus_nb.retnet import RetNetConfig
@@ -848,6 +848,16 @@ def test_stored_worlds_are_whole_and_small(name):
         agent.world_model.remember(z[:, None], torch.ones(2, 1, 1, dtype=torch.long)), generator()
     )
     assert after.shape == z.shape and reward.isfinite().all() and done.dtype == torch.bool
+
+
+def test_the_stored_agent_is_whole_and_plays():
+    "The one that the quickstart loads; beside it stands what made it."
+    folder = BOOK / "data" / "catch-agent"
+    made = json.loads((folder / "made.json").read_text())
+    assert made["preset"] == "catch" and made["mean_return"] > 0.9
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 3_500_000
+    assert {p.suffix for p in folder.rglob("*") if p.is_file()} <= {".json", ".safetensors", ""}
+    assert evaluate(Agent.load(folder), [Catch] * 10, episodes=30).mean > 0.8
 
 
 def test_what_learnt_in_the_dream_plays_the_real_game():
