@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from simulus_nb.checkpoint import (
-    Checkpoint, DamagedError, check_numbers, check_tensors, has_saves, load_checkpoint, load_module,
-    read_json, save_checkpoint
+    Checkpoint, check_numbers, check_tensors, has_saves, load_checkpoint, load_module,
+    save_checkpoint
 )
+from .files import DamagedError, read_json
 from .controller import Controller, ControllerConfig, actor_state, sample_categorical
 from .envs import resize
 from .spaces import ActionSpec, ObsSpec, UserError, reason

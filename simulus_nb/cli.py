@@ -37,9 +37,8 @@ from tqdm.auto import tqdm
 
 from .agent import Agent, read_agent
 from .bench import bench, bench_table, compare, compare_table
-from simulus_nb.checkpoint import (
-    CheckpointWarning, has_saves, is_whole, load_checkpoint, ran_out, read_json, writing
-)
+from .checkpoint import CheckpointWarning, has_saves, is_whole, load_checkpoint
+from .files import ran_out, read_json, writing
 from simulus_nb.config import (
     PRESETS, Config, SettingsWarning, check_ranges, cost, differences, preset, preset_for
 )

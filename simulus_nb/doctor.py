@@ -35,7 +35,7 @@ from torch.utils.flop_counter import flop_registry
 
 from .accelerate import has_bfloat16, has_tf32, pick_precision, use_precision
 from .bench import clock, duration, product_rate, run_counts, run_seconds
-from .checkpoint import read_json
+from .files import read_json
 from .config import Config, flat, preset
 from .controller import actor_state
 from .imagination import Dream, dream_step, imagine

@@ -34,7 +34,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .agent import Agent
-from .checkpoint import own_name, sweep
+from .files import own_name, sweep
 from .evaluate import notice
 from .imagination import dream_step, sample_observation
 from .replay import ReplayBuffer, Segment, windows
@@ -709,7 +709,7 @@ class Beginnings:
     Each is prepared once, when it is first drawn."""
 
     def __init__(self, agent: Agent, replay: ReplayBuffer, context: int, most: int):
-        rows = replay.lists()[1]                                # rows that an action follows
+        rows = replay.lists().acted                                # rows that an action follows
         if len(rows) == 0:
             raise UserError("the replay buffer is empty: dreams have nothing to begin from")
         self.agent, self.replay, self.context = agent, replay, context

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulus_nb import doctor
-from simulus_nb.checkpoint import has_saves, ran_out, write_atomic, writing
+from simulus_nb.checkpoint import has_saves
+from simulus_nb.files import ran_out, write_atomic, writing
 from simulus_nb.cli import EvaluateCommand, given_path, main, parse, typed
 from simulus_nb.config import catch, flat
 from simulus_nb.doctor import Need, memory_shares, size_text, too_large
