@@ -62,7 +62,7 @@ from simulus_nb.distributed import (
     any_of, everyone, from_first, in_parts, join, mean_metrics, mean_of_all, mine, own_noise,
     parallel, place, processes, rank, share_random
 )
-from .dream import dream_media, whole
+from .film import dream_media, whole
 from simulus_nb.envs import (
     SCORE, Collector, ResizeImages, Rows, Stream, built, check_env_options, make_env, opened, scored
 )

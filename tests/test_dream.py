@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from simulus_nb.agent import Agent
 from simulus_nb.controller import ControllerConfig, sample_categorical
-from simulus_nb.dream import (
-    CONTEXT, IMAGINED, DreamEnv, action_space, difference, dream_media, dream_step, dream_video,
-    error_curves, error_figure, error_picture, film_strip, observation_space, open_loop, picture,
-    raw_observation, token_accuracy, whole_windows
+from simulus_nb.dream import DreamEnv, action_space, dream_step, observation_space, raw_observation
+from simulus_nb.film import (
+    CONTEXT, IMAGINED, dream_media, dream_video, error_figure, error_picture, film_strip, picture
 )
+from simulus_nb.open_loop import difference, error_curves, open_loop, token_accuracy, whole_windows
 from simulus_nb.envs import Catch, Collector
 from simulus_nb.evaluate import RandomAgent
 from simulus_nb.imagination import imagine

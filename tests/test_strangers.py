@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from simulus_nb.agent import Agent
-from simulus_nb.cli import main, score_text
+from simulus_nb.cli import main
+from simulus_nb.terminal import score_text
 from simulus_nb.config import Config, catch, preset_for
 from simulus_nb.controller import ControllerConfig
 from simulus_nb.envs import (

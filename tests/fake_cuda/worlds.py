@@ -14,7 +14,7 @@ import fake                             # before torch
 import numpy as np
 import torch
 
-from simulus_nb import checkpoint, dream, replay, trainer
+from simulus_nb import checkpoint, film, replay, trainer
 from simulus_nb.agent import Agent, Policy
 from simulus_nb.config import preset
 from simulus_nb.dream import DreamEnv
@@ -115,7 +115,7 @@ def without_numbers() -> None:
     checkpoint.ThreadPoolExecutor = Here
     checkpoint.check_saved = lambda *args: None
     trainer.Repeated.is_stored = lambda *args: True
-    dream.whole_windows = lambda buffer, count, length, generator=None: buffer.segments(
+    film.whole_windows = lambda buffer, count, length, generator=None: buffer.segments(
         3, min(length, 5), generator=generator)
 
 
