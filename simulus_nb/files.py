@@ -50,7 +50,10 @@ def manifest_digest(files: dict) -> str:
 def read_manifest(save: Path) -> dict:
     "Entries `{name: {size, sha256}}` of the manifest in folder `save`, checked against Eq. (17.4)."
     path = save / "manifest.json"
-    manifest = read_json(path)
+    try:
+        manifest = read_json(path)
+    except MissingError as e:
+        raise DamagedError(str(e)) from None
     version, files = manifest.get("format"), manifest.get("files")
     if isinstance(version, int) and version > FORMAT:
         raise UserError(
@@ -112,10 +115,9 @@ def write_atomic(
 
 # %% ../nbs/17_checkpoint.ipynb #c010
 class DamagedError(UserError):
-    """A checkpoint that fails its own manifest; the message names the file and what is wrong with
-    it."""
+    "A file is not what was written; the message names it and says what is wrong with it."
 
-class MissingError(DamagedError):
+class MissingError(UserError):
     "A file that is not there at all."
 
 LARGEST_JSON = 2**26                                        # bytes; no file of ours comes near it
@@ -132,7 +134,9 @@ def file_size(path: Path) -> int:
     return info.st_size
 
 def read_bytes(path: Path, at_most: int = LARGEST_JSON) -> bytes:
-    "An ordinary file of at most so many bytes; `DamagedError` for anything else in its place."
+    """An ordinary file of at most so many bytes.
+
+    `MissingError` where there is nothing, `DamagedError` for anything else in its place."""
     try:
         if file_size(path) > at_most:
             raise DamagedError(f"{path} is not readable (longer than {at_most:,} bytes)")

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .checkpoint import CheckpointWarning
-from .files import DamagedError, alive, read_json
+from .files import DamagedError, MissingError, alive, read_json
 from .spaces import UserError
 
 # %% ../nbs/17_checkpoint.ipynb #c023fo2
@@ -98,7 +98,7 @@ class FolderLock:
         "Who has the folder, or had it last; empty if that is not known."
         try:
             return read_json(self.path)
-        except DamagedError:
+        except (DamagedError, MissingError):
             return {}
 
     def complain(self, what: str) -> UserError:
