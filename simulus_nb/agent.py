@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from simulus_nb.checkpoint import (
-    Checkpoint, DamagedError, check_numbers, check_tensors, has_saves, load_checkpoint, load_module,
-    read_json, save_checkpoint
+    Checkpoint, check_numbers, check_tensors, has_saves, load_checkpoint, load_module,
+    save_checkpoint
 )
+from .files import DamagedError, MissingError, read_json
 from .controller import Controller, ControllerConfig, actor_state, sample_categorical
 from .spaces import ActionSpec, ObsSpec, resize
 from .tokenizer import MultiModalTokenizer, TokenizerConfig
@@ -330,7 +331,7 @@ def is_run(folder: Path) -> bool:
     "Whether a folder is a run's: by its settings, which name V, M and C."
     try:
         return PARTS.keys() <= read_json(folder / "config.json").keys()
-    except DamagedError:
+    except (DamagedError, MissingError):
         return False
 
 def place_of(folder: Path) -> Path:

@@ -22,7 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .checkpoint import read_json, take, write_atomic
+from .files import read_json, write_atomic
+from .lock import take
 from .config import Config, cost, differences
 from .evaluate import ATARI_SCORES, human_normalised
 from .spaces import UserError

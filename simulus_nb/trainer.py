@@ -48,10 +48,9 @@ from tqdm.auto import tqdm
 from .accelerate import GraphedStep, Recorder, compiled, pick_precision, use_precision
 from .agent import Agent, read_agent
 from simulus_nb.checkpoint import (
-    Checkpoint, CheckpointWarning, DamagedError, FolderLock, MissingError, check_numbers,
-    check_ordinary, check_tensors, flatten_optimizer, has_saves, load_checkpoint, load_module,
-    parse_json, ran_out, read_bytes, read_json, restore_optimizer, rng_state, save_checkpoint,
-    set_rng_state, sweep, write_atomic, writing
+    Checkpoint, CheckpointWarning, buffer_state, check_numbers, check_tensors,
+    flatten_optimizer, has_saves, load_checkpoint, load_module, restore_buffer,
+    restore_optimizer, rng_state, save_checkpoint, set_rng_state
 )
 from .collect import Collector, Rows, Stream
 from .config import Config, cost, differences, flat
@@ -60,12 +59,15 @@ from simulus_nb.distributed import (
     parallel, place, processes, rank, share_random
 )
 from .dream import dream_media, whole
-from .envs import ResizeImages, check_env_options, make_env
+from .envs import SCORE, ResizeImages, built, check_env_options, make_env, opened, scored
 from .evaluate import Evaluation, close_all, evaluate, notice
+from simulus_nb.files import (
+    DamagedError, MissingError, check_ordinary, parse_json, ran_out, read_bytes, read_json,
+    sweep, write_atomic, writing
+)
 from .imagination import controller_loss, imagine
-from .lockstep import SCORE, opened, scored
+from .lock import FolderLock
 from .perceptual import make_perceptual
-from .registry import built
 from .replay import ReplayBuffer, Segment
 from .returns import ReturnScale
 from .spaces import ActionSpec, ObsSpec
@@ -479,7 +481,7 @@ def fill_replay(replay: ReplayBuffer, agent: Agent, state: dict[str, Tensor]) ->
     """Load a saved state into the agent's buffer; `DamagedError` if it is none, or speaks another
     language than this agent."""
     try:
-        replay.load_state_dict(state)
+        restore_buffer(replay, state)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
         raise (
             e
@@ -1119,7 +1121,7 @@ class Snapshots(Streams):
                     **{f"actions{i}": x for i, x in enumerate(actions)},
                     **{f"policy{i}": x for i, x in enumerate(self.policy.state)}}
         tensors = {"agent": self.agent.state_dict(), "scale": self.learner.scale.state_dict(),
-                   "replay": self.replay.state_dict(), "episodes": episodes,
+                   "replay": buffer_state(self.replay), "episodes": episodes,
                    "random": {**rng_state(), "generator": self.generator.get_state()}}
         meta: dict[str, Any] = dict(
             epoch=self.epoch, env_steps=self.env_steps, seconds=self.seconds, begun=self.begun,

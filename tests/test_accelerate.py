@@ -13,6 +13,7 @@ from simulus_nb.accelerate import (
     GraphedStep, bfloat16_cost, compiled, has_bfloat16, has_tf32, pick_precision, rounded,
     use_precision
 )
+from simulus_nb.checkpoint import buffer_state, restore_buffer
 from simulus_nb.config import preset
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Stages
@@ -160,7 +161,7 @@ def test_bfloat16_gives_the_same_losses_and_gradients():
     plain, low = stages(), stages(precision="bfloat16")
     low.agent.load_state_dict(plain.agent.state_dict())
     # its tokens too: else ties would fall otherwise
-    low.replay.load_state_dict(plain.replay.state_dict())
+    restore_buffer(low.replay, buffer_state(plain.replay))
     data = batches(plain, 1)
     for part, a, b in zip(
         ("tokenizer", "world_model"), seeded_training(plain, data), seeded_training(low, data)
@@ -306,7 +307,7 @@ def test_compiled_parts_train_alike(monkeypatch):
     plain, fast = stages(), stages(compile=True)
     (
         fast.agent.load_state_dict(plain.agent.state_dict()),
-        fast.replay.load_state_dict(plain.replay.state_dict())
+        restore_buffer(fast.replay, buffer_state(plain.replay))
     )
     names, data = list(plain.agent.state_dict()), batches(plain, 1)
     for a, b in zip(seeded_training(plain, data), seeded_training(fast, data)):
@@ -356,7 +357,7 @@ def test_a_learner_on_tape_is_the_learner():
     plain, taped = stages(), stages()
     (
         taped.agent.load_state_dict(plain.agent.state_dict()),
-        taped.replay.load_state_dict(plain.replay.state_dict())
+        restore_buffer(taped.replay, buffer_state(plain.replay))
     )
     taped.learner.steps = {name: Tape(step) for name, step in taped.learner.steps.items()}
     data = batches(plain, 6)
@@ -377,7 +378,7 @@ def pair(**changes):
         stages(device="cuda", precision="float32"),
         stages(**{"device": "cuda", "precision": "float32", **changes})
     )
-    b.agent.load_state_dict(a.agent.state_dict()), b.replay.load_state_dict(a.replay.state_dict())
+    b.agent.load_state_dict(a.agent.state_dict()), restore_buffer(b.replay, buffer_state(a.replay))
     return a, b
 
 

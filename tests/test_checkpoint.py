@@ -18,9 +18,12 @@ from torch import nn
 
 from simulus_nb import checkpoint as cp
 from simulus_nb.checkpoint import (
-    ROWS, CheckpointWarning, DamagedError, flatten_optimizer, has_saves, is_whole, load_checkpoint,
-    load_module, manifest_digest, pack_rows, plain_tensors, read_manifest, restore_optimizer,
-    rng_state, save_checkpoint, set_rng_state, unpack_rows, write_atomic
+    ROWS, CheckpointWarning, flatten_optimizer, has_saves, is_whole, load_checkpoint, load_module,
+    pack_rows, plain_tensors, restore_optimizer, rng_state, save_checkpoint, set_rng_state,
+    unpack_rows
+)
+from simulus_nb.files import (
+    FORMAT, DamagedError, file_digest, manifest_digest, read_manifest, write_atomic
 )
 from simulus_nb.spaces import UserError
 
@@ -367,7 +370,7 @@ def test_forged_manifests(tmp_path):
     (path / "net.safetensors").write_bytes(b"not a tensor file at all")
     def reseal(m):
         m["files"]["net.safetensors"] = {
-            "size": 24, "sha256": cp.file_digest(path / "net.safetensors")
+            "size": 24, "sha256": file_digest(path / "net.safetensors")
         }
     forge(path, reseal)
     with pytest.raises(DamagedError, match="net.safetensors is not readable"):
@@ -380,7 +383,7 @@ def test_forged_manifests(tmp_path):
 def test_newer_format_is_no_damage(tmp_path):
     _, second = two_saves(tmp_path)
     def newer(m):
-        m["format"] = cp.FORMAT + 1
+        m["format"] = FORMAT + 1
     forge(second, newer)
     with pytest.raises(UserError, match="newer than 1: update"):  # no silent step back to the first
         load_checkpoint(tmp_path)

@@ -16,10 +16,9 @@ from gymnasium import spaces as gs
 
 from simulus_nb.accelerate import has_bfloat16
 from simulus_nb.agent import Agent
-from simulus_nb.cli import (
-    EvaluateCommand, Recorder, film_episode, json_object, main, one_line, parse, score_text,
-    starting_point
-)
+from simulus_nb.cli import EvaluateCommand, json_object, main, parse, starting_point
+from simulus_nb.recorder import Recorder, film_episode
+from simulus_nb.terminal import one_line, score_text
 from simulus_nb.config import PRESETS, Config, atari_smoke, catch, differences, flat, preset
 from simulus_nb.evaluate import Evaluation
 from simulus_nb.spaces import UserError

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
 from simulus_nb.agent import Agent
-from simulus_nb.checkpoint import CheckpointWarning, file_digest, load_checkpoint, manifest_digest
+from simulus_nb.checkpoint import CheckpointWarning, load_checkpoint
+from simulus_nb.files import file_digest, manifest_digest
 from simulus_nb.cli import main
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Epochs, Repeated, RunFolder, Stopped, Trainer

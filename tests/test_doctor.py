@@ -10,12 +10,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from simulus_nb import doctor
+from simulus_nb.bench import run_counts
 from simulus_nb.cli import main
 from simulus_nb.config import Config, preset
 from simulus_nb.doctor import (
-    GIB, UPDATES, Finding, Tally, check_finding, examine, extras, fits, host_memory, look, machine,
-    memory_finding, needs, peak_bytes, report_text, self_check, stored_seconds, tools, weights
+    Finding, check_finding, examine, extras, host_memory, look, machine, memory_finding,
+    report_text, self_check, tools, weights
 )
+from simulus_nb.rehearsal import GIB, UPDATES, Tally, fits, needs, peak_bytes, stored_seconds
 from simulus_nb.replay import row_bytes
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Stages, infer_specs
@@ -232,9 +234,9 @@ def test_a_device_that_computes_wrongly_is_found(monkeypatch):
 
 def test_stored_rates(tmp_path):
     path, config, each = tmp_path / "b.json", tiny(), {}
-    each = {name: 0.0 for name in doctor.run_counts(config)} | {"play": 1.0, "V": 2.0, "world": 9.0}
+    each = {name: 0.0 for name in run_counts(config)} | {"play": 1.0, "V": 2.0, "world": 9.0}
     path.write_text(json.dumps({"seconds": each, "config": config.to_json()}))
-    n = doctor.run_counts(config)
+    n = run_counts(config)
     assert stored_seconds(path, config, "float32") == n["play"] + 2 * n["V"]
     longer = config.change({"epochs": 2 * config.epochs, "seed": 5})
     # other counts, the same sizes
@@ -282,7 +284,7 @@ def test_rates_that_are_none(text, tmp_path):
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
 def test_rates_that_are_no_durations(value, tmp_path):
     path, config = tmp_path / "b.json", tiny()
-    each = dict.fromkeys(doctor.run_counts(config), 1.0) | {"M": value}
+    each = dict.fromkeys(run_counts(config), 1.0) | {"M": value}
     path.write_text(json.dumps({"seconds": each, "config": config.to_json()}))
     with pytest.raises(UserError, match="tells nothing of this run"):
         stored_seconds(path, config, "float32")

@@ -17,11 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb import doctor
-from simulus_nb.checkpoint import has_saves, ran_out, write_atomic, writing
+from simulus_nb import doctor, rehearsal
+from simulus_nb.checkpoint import has_saves
+from simulus_nb.files import ran_out, write_atomic, writing
 from simulus_nb.cli import EvaluateCommand, given_path, main, parse, typed
 from simulus_nb.config import catch, flat
-from simulus_nb.doctor import Need, memory_shares, size_text, too_large
+from simulus_nb.doctor import too_large
+from simulus_nb.rehearsal import Need, memory_shares, size_text
 from simulus_nb.replay import row_bytes
 from simulus_nb.suite import ENTRY
 from simulus_nb.trainer import RunFolder, Trainer, ask_first, default_folder, infer_specs
@@ -387,7 +389,7 @@ def sizes():
 def test_what_costs_most_comes_first(sizes, capacity, monkeypatch):
     config, (obs, act), counted = sizes
     config = config.change({"collect.capacity": capacity})
-    monkeypatch.setattr(doctor, "needs", lambda *a: counted)
+    monkeypatch.setattr(rehearsal, "needs", lambda *a: counted)
     shares = memory_shares(config, obs, act)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert shares[f"--collect.capacity {capacity}"] == capacity * row_bytes(obs, act.count, 4)
@@ -410,7 +412,7 @@ def test_sizes_for_people(size):
 )
 def test_memory_that_ends_in_a_run(stage, learn, words, monkeypatch, capsys, sizes):
     "One line: where, when, the three settings that cost most, and how to go on from the last save."
-    monkeypatch.setattr(doctor, "needs", lambda *a: sizes[2])
+    monkeypatch.setattr(rehearsal, "needs", lambda *a: sizes[2])
     def fail(self, *args):
         if self.epoch >= 1:
             torch.zeros(2**60)
@@ -456,7 +458,7 @@ def test_memory_is_no_damage(monkeypatch, capsys, quick, sizes):
     """A save that does not fit into memory is whole: no older one is taken instead, and nothing is
     called damaged."""
     assert main(["train", "--out", "r", *TINY]) == 0
-    monkeypatch.setattr(doctor, "needs", lambda *a: sizes[2])
+    monkeypatch.setattr(rehearsal, "needs", lambda *a: sizes[2])
     monkeypatch.setattr("simulus_nb.trainer.load_module", lambda *a: torch.zeros(2**60))
     capsys.readouterr()
     assert main(["train", "--resume", "--steps", "90", "--out", "r"]) == 2

@@ -17,15 +17,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simulus_nb import checkpoint, trainer
+from simulus_nb import trainer
 from simulus_nb.agent import Agent
 from simulus_nb.catch import Catch
-from simulus_nb.checkpoint import (
-    CheckpointWarning, DamagedError, FolderLock, load_checkpoint, own_name, read_bytes, read_json,
-    save_checkpoint, sweep, take, write_atomic
-)
+from simulus_nb.checkpoint import CheckpointWarning, load_checkpoint, save_checkpoint
+from simulus_nb.files import DamagedError, own_name, read_bytes, read_json, sweep, write_atomic
+from simulus_nb.lock import FolderLock, take
 from simulus_nb.cli import main, parse
 from simulus_nb.evaluate import Notice
+from simulus_nb.lock import NO_LOCKS
 from simulus_nb.registry import built
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Callback, Diverged, RunFolder, Trainer, git_commit
@@ -184,13 +184,13 @@ def test_kill_9_frees_the_folder(tmp_path):
     assert refused(FolderLock, tmp_path) == ""
 
 
-@pytest.mark.parametrize("number", checkpoint.NO_LOCKS)
+@pytest.mark.parametrize("number", NO_LOCKS)
 def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     """It is said, and a live owner is respected all the same; a dead one, one whose number was
     given again, or one elsewhere is not."""
     def no_locks(*args):
         raise OSError(number, os.strerror(number))
-    monkeypatch.setattr(checkpoint, "take", no_locks)
+    monkeypatch.setattr("simulus_nb.lock.take", no_locks)
     with pytest.warns(CheckpointWarning, match="has no locks"):
         lock = FolderLock(tmp_path)
     assert f"process {os.getpid()} " in forked(refused, FolderLock, tmp_path)
@@ -309,7 +309,8 @@ def test_saves_and_files_of_two_processes_do_not_meet(tmp_path):
         for i in range(40):
             write_atomic(tmp_path / "a.json", json.dumps([mark] * 1000))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(checkpoint, "_fsync", lambda path: None)
+                patch.setattr("simulus_nb.files.to_disk", lambda path: None)
+                patch.setattr("simulus_nb.checkpoint.to_disk", lambda path: None)
                 try:
                     save_checkpoint(
                         tmp_path / "c", {"x": {"x": torch.full((99,), mark)}}, {"mark": mark}

@@ -12,6 +12,7 @@ from test_accelerate import TINY, Tape, batches, seeded_training, stages
 
 from simulus_nb.accelerate import GraphedStep, Recorder
 from simulus_nb.agent import Agent
+from simulus_nb.checkpoint import buffer_state, restore_buffer
 from simulus_nb.config import preset
 from simulus_nb.imagination import Dream, controller_loss, imagine
 from simulus_nb.trainer import Checkpoints, Learner, Stages, Trainer, adamw, env_maker
@@ -34,7 +35,7 @@ def like(run, device, graphs=False, **changes):
         **{"device": device, "precision": "float32", "graphs": graphs and cuda, **changes}
     )
     other.agent.load_state_dict(run.agent.state_dict())
-    other.replay.load_state_dict(run.replay.state_dict())
+    restore_buffer(other.replay, buffer_state(run.replay))
     if graphs and not cuda:
         other.learner.steps = {name: Tape(step) for name, step in other.learner.steps.items()}
     return other

@@ -11,7 +11,9 @@ from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb.cli import film_episode, main, meter, score_text
+from simulus_nb.cli import main
+from simulus_nb.recorder import film_episode
+from simulus_nb.terminal import meter, score_text
 from simulus_nb.config import preset
 from simulus_nb.evaluate import Evaluation, Notice, RandomAgent, close_all, evaluate
 from simulus_nb.lockstep import Lockstep, opened

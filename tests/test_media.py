@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from simulus_nb import dream
-from simulus_nb.cli import main, film_episode
+from simulus_nb import film
+from simulus_nb.cli import main
+from simulus_nb.recorder import film_episode
 from simulus_nb.config import preset
-from simulus_nb.dream import (
-    MOST, Film, OpenLoop, error_figure, error_picture, film_strip, picture, whole
-)
+from simulus_nb.film import MOST, Film, error_figure, error_picture, film_strip, picture, whole
+from simulus_nb.open_loop import OpenLoop
 from simulus_nb.evaluate import Notice, RandomAgent
 from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError
 from simulus_nb.trainer import RunFolder, Trainer
@@ -94,7 +94,7 @@ def test_every_observation_has_pictures_a_strip_and_a_frame(case):
                 and 1 <= min(drawn.shape)
                 and max(drawn.shape) <= 2 * 2 * 96
             )
-    frames = [dream._video_frame(loop, real, 0, t, "dream 1 of 1") for t in range(3)]
+    frames = [film._video_frame(loop, real, 0, t, "dream 1 of 1") for t in range(3)]
     assert {f.shape for f in frames} == {frames[0].shape} and frames[0].shape[0] % 16 == frames[
         0
     ].shape[1] % 16 == 0
@@ -140,7 +140,7 @@ def script(folder, text):
 )
 @pytest.mark.parametrize("frames", [1, 30])
 def test_whatever_ffmpeg_does_is_one_line(tmp_path, monkeypatch, text, words, frames):
-    monkeypatch.setattr(dream, "WAIT", 0.5)
+    monkeypatch.setattr("simulus_nb.film.WAIT", 0.5)
     monkeypatch.setenv(
         "IMAGEIO_FFMPEG_EXE", script(tmp_path, text) if text else str(tmp_path / "nowhere")
     )
@@ -382,11 +382,11 @@ BROKEN = {  # what breaks: (how, media that are left)
         {"curves.png", "dream.png", "dream-error.png"}
     ),
     "font": (
-        lambda m, media: m.setattr(dream, "findfont", no_font), {"curves.png", "dream-error.png"}
+        lambda m, media: m.setattr(film, "findfont", no_font), {"curves.png", "dream-error.png"}
     ),
     "disk": (lambda m, media: m.setattr("matplotlib.figure.Figure.savefig", full), {"dream.mp4"}),
     "pipe": (lambda m, media: m.setattr("simulus_nb.trainer.dream_media", pipe), {"curves.png"}),
-    "memory": (lambda m, media: m.setattr("simulus_nb.dream.open_loop", memory), {"curves.png"}),
+    "memory": (lambda m, media: m.setattr("simulus_nb.film.open_loop", memory), {"curves.png"}),
     "curves": (
         lambda m, media: m.setattr("simulus_nb.trainer.plot_history", memory),
         {"dream.png", "dream.mp4", "dream-error.png"}
@@ -427,7 +427,7 @@ def test_a_run_is_finished_whatever_its_media_do(almost, tmp_path, monkeypatch, 
 
 def test_the_score_is_printed_where_nothing_can_be_written(almost, monkeypatch, capsys):
     monkeypatch.setattr(RunFolder, "write", full)
-    monkeypatch.setattr("simulus_nb.cli.whole", full)
+    monkeypatch.setattr("simulus_nb.recorder.whole", full)
     before = {p: p.read_bytes() for p in almost.rglob("*") if p.is_file()}
     assert main(["evaluate", str(almost), "--episodes", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -10,8 +10,9 @@ from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulus_nb.checkpoint import buffer_state, restore_buffer
 from simulus_nb.collect import Rows
-from simulus_nb.replay import ReplayBuffer, episode_bounds, row_bytes, windows
+from simulus_nb.replay import ReplayBuffer, RowLists, episode_bounds, row_bytes, windows
 from simulus_nb.retnet import RetNetConfig
 from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError
 from simulus_nb.tokenizer import MultiModalTokenizer, TokenizerConfig
@@ -219,7 +220,8 @@ def test_drawing_asks_the_device_for_no_number():
     buffer = ReplayBuffer(60, SPEC, 2, 3, 2)
     buffer.extend(0, stream(0, [5, 1, 9], 3))
     buffer.extend(1, stream(1, [30], 9))
-    buffer._lists = tuple(x.to("meta") for x in buffer.lists())  # found once, after new data came
+    # found once, after new data came
+    buffer._lists = RowLists(*(x.to("meta") for x in buffer.lists()))
     for name in ("action", "tokens", "reward", "done", "last", "position", "start", "end"):
         setattr(buffer, name, getattr(buffer, name).to("meta"))
     buffer.device = torch.device("meta")
@@ -236,10 +238,10 @@ def test_drawing_asks_the_device_for_no_number():
 def test_saved_and_loaded_buffers_go_on_alike(history, seed):
     buffer, truth = history
     copy = ReplayBuffer(buffer.capacity, SPEC, 2, 3, buffer.num_envs)
-    state = buffer.state_dict()
+    state = buffer_state(buffer)
     assert all(isinstance(x, torch.Tensor) and x.is_contiguous() for x in state.values())
     assert len(state["obs.label"]) == len(buffer)       # only the filled part
-    copy.load_state_dict(state)
+    restore_buffer(copy, state)
     for b in (buffer, copy):
         b.extend(0, stream(0, [3], 2))
     for name, x in buffer.tensors().items():
@@ -258,14 +260,14 @@ def test_loading_changes_no_saved_tensor_and_survives_safetensors(tmp_path):
     buffer = ReplayBuffer(30, SPEC, 2, 3, 2)
     buffer.extend(0, stream(0, [5, 4], 3))
     buffer.extend(1, stream(1, [20], 4))
-    save_file(buffer.state_dict(), tmp_path / "replay.safetensors")
+    save_file(buffer_state(buffer), tmp_path / "replay.safetensors")
     copy = ReplayBuffer(30, SPEC, 2, 3, 2)
-    copy.load_state_dict(load_file(tmp_path / "replay.safetensors"))
+    restore_buffer(copy, load_file(tmp_path / "replay.safetensors"))
     assert all(
         torch.equal(x, y) for x, y in zip(buffer.tensors().values(), copy.tensors().values())
     )
     empty = ReplayBuffer(30, SPEC, 2, 3, 2)
-    empty.load_state_dict(ReplayBuffer(30, SPEC, 2, 3, 2).state_dict())
+    restore_buffer(empty, buffer_state(ReplayBuffer(30, SPEC, 2, 3, 2)))
     assert len(empty) == 0
 
 
@@ -275,7 +277,8 @@ def test_a_state_of_another_shape_is_refused(capacity, num_envs):
     for e in range(2):
         buffer.extend(e, stream(e, [9, 9], 0))
     with pytest.raises(UserError):
-        ReplayBuffer(capacity, SPEC, 2, 3, num_envs).load_state_dict(buffer.state_dict())
+        other = ReplayBuffer(capacity, SPEC, 2, 3, num_envs)
+        restore_buffer(other, buffer_state(buffer))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 50), st.booleans())

@@ -14,10 +14,13 @@ from hypothesis.extra.numpy import arrays
 
 from simulus_nb.config import preset
 from simulus_nb.evaluate import ATARI_SCORES
+from simulus_nb.records import (
+    FILE_FIELDS, RUN_FIELDS, TRAINING_RUN, chance_below, plot_records, read_record, read_records,
+    result_table, side_by_side
+)
 from simulus_nb.scores import (
-    FILE_FIELDS, RUN_FIELDS, SUMMARIES, TRAINING_RUN, aggregate, bootstrap, chance_below, draw_rows,
-    improvement, iqm, mean_spread, normalise, performance_profile, plot_aggregates, plot_records,
-    read_record, read_records, read_scores, result_table, run_table, side_by_side, summaries
+    SUMMARIES, aggregate, bootstrap, draw_rows, improvement, iqm, mean_spread, normalise,
+    performance_profile, plot_aggregates, read_scores, run_table, summaries
 )
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Trainer

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
 from simulus_nb.agent import Agent
-from simulus_nb.checkpoint import (
-    CheckpointWarning, file_digest, is_whole, load_checkpoint, manifest_digest
-)
-from simulus_nb.cli import announce, main, summary
+from simulus_nb.checkpoint import CheckpointWarning, is_whole, load_checkpoint
+from simulus_nb.files import file_digest, manifest_digest
+from simulus_nb.cli import main
+from simulus_nb.terminal import announce, summary
 from simulus_nb.config import PRESETS, Config, cost, differences, preset
 from simulus_nb.evaluate import Evaluation
 from simulus_nb.spaces import UserError

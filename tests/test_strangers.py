@@ -16,7 +16,8 @@ from PIL import Image
 from simulus_nb.agent import Agent
 from simulus_nb.atari import ATARI, FIXED, AtariProtocol
 from simulus_nb.catch import CATCH, OPTIONS, check_options
-from simulus_nb.cli import main, score_text
+from simulus_nb.cli import main
+from simulus_nb.terminal import score_text
 from simulus_nb.collect import Collector
 from simulus_nb.config import Config, catch, preset_for
 from simulus_nb.controller import ControllerConfig

@@ -19,9 +19,10 @@ from simulus_nb.cli import main, parse
 from simulus_nb.config import preset
 from simulus_nb.evaluate import ATARI_SCORES
 from simulus_nb.spaces import UserError
+from simulus_nb.lock import take
 from simulus_nb.suite import (
-    attempt, claim, env_id, last_line, make_jobs, makespan_bounds, markdown, run_jobs,
-    schedule, slots, take
+    attempt, claim, env_id, last_line, make_jobs, makespan_bounds, markdown, run_jobs, schedule,
+    slots
 )
 from simulus_nb.trainer import RunFolder
 

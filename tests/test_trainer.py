@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from simulus_nb.agent import Agent
+from simulus_nb.checkpoint import buffer_state
 from simulus_nb.config import preset
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import (
@@ -65,8 +66,8 @@ def test_resume_equals_uninterrupted(finished, tmp_path, stop):
     second.train()
     for name, value in finished.agent.state_dict().items():
         assert torch.equal(value, second.agent.state_dict()[name]), name
-    for name, value in finished.replay.state_dict().items():
-        assert torch.equal(value, second.replay.state_dict()[name]), name
+    for name, value in buffer_state(finished.replay).items():
+        assert torch.equal(value, buffer_state(second.replay)[name]), name
     for name, optimizer in finished.learner.optimizers.items():
         again = second.learner.optimizers[name].state_dict()["state"]
         for i, slots in optimizer.state_dict()["state"].items():

@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a bare machine has the library's folder, not the library installed
 
 from simulus_nb.bench import Bench, bench, compare_table, variants
-from simulus_nb.checkpoint import write_atomic
+from simulus_nb.files import write_atomic
 from simulus_nb.config import Config, preset
 from simulus_nb.trainer import Trainer, circumstances, pick_device
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from simulus_nb.config import Config, differences, flat, preset, preset_for
 from simulus_nb.evaluate import RandomAgent, evaluate
-from simulus_nb.scores import TRAINING_RUN, read_record
+from simulus_nb.records import TRAINING_RUN, read_record
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import RunFolder, env_maker, infer_specs
 

@@ -14,7 +14,7 @@ import fake                             # before torch
 import numpy as np
 import torch
 
-from simulus_nb import checkpoint, dream, replay, trainer
+from simulus_nb import checkpoint, film, replay, trainer
 from simulus_nb.agent import Agent, Policy
 from simulus_nb.config import preset
 from simulus_nb.dream import DreamEnv
@@ -113,9 +113,9 @@ def without_numbers() -> None:
     """What the library reads back of its own saves and draws would be zeros; here it is taken to
     be sound."""
     checkpoint.ThreadPoolExecutor = Here
-    replay.check_saved = lambda *args: None
+    checkpoint.check_saved = lambda *args: None
     trainer.Repeated.is_stored = lambda *args: True
-    dream.whole_windows = lambda buffer, count, length, generator=None: buffer.segments(
+    film.whole_windows = lambda buffer, count, length, generator=None: buffer.segments(
         3, min(length, 5), generator=generator)
 
 
