@@ -43,14 +43,14 @@ def lambda_return(
             f"{tuple(done.shape)}, {tuple(value.shape)}"
         )
     H = value.shape[1]
-    carry = gamma * (1 - done[:, :-1].to(value.dtype))                          # (B, H-1) c_t
+    carry = gamma * (1 - done[:, :-1].to(value.dtype))                          # (B, H-1) γ_t
     # (B, H) Eq. (12.6)
-    x = torch.cat([reward[:, :-1] + carry * (1 - lam) * value[:, 1:], value[:, -1:]], 1)
-    a = torch.cat([torch.ones_like(value[:, :1]), lam * carry], 1)  # (B, H) column m holds a_{m-1}
+    u = torch.cat([reward[:, :-1] + carry * (1 - lam) * value[:, 1:], value[:, -1:]], 1)
+    alpha = torch.cat([torch.ones_like(value[:, :1]), lam * carry], 1)  # column m holds α_{m-1}
     later = torch.ones(H, H, dtype=torch.bool, device=value.device).triu(1)
     # (B, H, H) row = now, column = later
-    P = torch.where(later, a[:, None], 1.0).cumprod(-1).triu()
-    return (P * x[:, None]).sum(-1)                                             # Eq. (12.7)
+    P = torch.where(later, alpha[:, None], 1.0).cumprod(-1).triu()
+    return (P * u[:, None]).sum(-1)                                             # Eq. (12.7)
 
 # %% ../nbs/12_returns.ipynb #c035
 def lower_quantile(
