@@ -52,7 +52,7 @@ def dream_step(
     action: Tensor,                               # (B, K_a) action tokens
     memory: Tensor | None,                      # M's state before this step; None: nothing seen yet
     generator: torch.Generator | None = None,
-    past: list[Tensor] | None = None,             # z, action, mask (B, c, ...) of steps to read
+    past: list[Tensor] | None = None,             # z, action, mask (B, k, ...) of steps to read
                                                   # before this one
     predict: Callable | None = None,   # M's forward pass made otherwise; None: `world_model` itself
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:       # next z (B, S), expected reward (B,), end (B,)
