@@ -48,13 +48,16 @@ from .doctor import examine, report_text, too_large
 from .dream import Film, dream_media, whole
 from .envs import WorldWarning
 from .evaluate import ATARI_SCORES, Evaluation, evaluate, human_normalised, seldom
+from .interrupt import Signals, Stopped
+from .learner import pick_device
+from .loop import make_replay
 from .replay import ReplayBuffer
+from .resume import fill_replay
+from .run_folder import RunFolder, agent_of, default_folder
+from .run_setup import ask_first, env_maker
 from .spaces import UserError, reason
 from .suite import RayPool, make_jobs, markdown, run_suite
-from simulus_nb.trainer import (
-    RunFolder, Signals, Stopped, Trainer, agent_of, ask_first, default_folder, env_maker,
-    fill_replay, make_replay, pick_device
-)
+from .trainer import Trainer
 
 # %% ../nbs/21_cli.ipynb #c005
 registry = tyro.constructors.ConstructorRegistry()
@@ -274,7 +277,7 @@ class TrainCommand:
                         self.config, folder.path, resume=self.resume, progress=sys.stderr.isatty(),
                         command=command, steps=cost(self.config)["env_steps"])
                     if not trainer.progress:
-                        trainer.say = a_line_a_minute()
+                        trainer.judge.say = a_line_a_minute()
                     say(announce(trainer), flush=True)
                     result = trainer.train().result
             say(summary(folder, env, result))

@@ -25,8 +25,8 @@ from pathlib import Path
 from .checkpoint import read_json, take, write_atomic
 from .config import Config, cost, differences
 from .evaluate import ATARI_SCORES, human_normalised
+from .run_folder import RunFolder, default_folder
 from .spaces import UserError
-from .trainer import RunFolder, default_folder
 
 # %% ../nbs/34_suite.ipynb #c008
 def slots(

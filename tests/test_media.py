@@ -25,7 +25,8 @@ from simulus_nb.dream import (
 )
 from simulus_nb.evaluate import Notice, RandomAgent
 from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError
-from simulus_nb.trainer import RunFolder, Trainer
+from simulus_nb.run_folder import RunFolder
+from simulus_nb.trainer import Trainer
 
 torch.set_num_threads(1)
 few = settings(deadline=None, max_examples=15)

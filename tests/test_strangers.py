@@ -25,7 +25,7 @@ from simulus_nb.evaluate import Evaluation, game_name
 from simulus_nb.retnet import RetNetConfig
 from simulus_nb.spaces import ActionSpec, ObsSpec, UserError, picture_parts
 from simulus_nb.tokenizer import TokenizerConfig
-from simulus_nb.trainer import env_maker, infer_specs
+from simulus_nb.run_setup import env_maker, infer_specs
 from simulus_nb.vqvae import VQVAEConfig
 from simulus_nb.world_model import WorldModelConfig
 

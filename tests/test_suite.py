@@ -23,7 +23,7 @@ from simulus_nb.suite import (
     attempt, claim, env_id, last_line, make_jobs, makespan_bounds, markdown, run_jobs,
     schedule, slots, take
 )
-from simulus_nb.trainer import RunFolder
+from simulus_nb.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs file locks and signals")
 TOY = shlex.split("""--epochs 3 --save-every 1 --collect.steps 40 --collect.num-envs 2
