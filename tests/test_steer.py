@@ -24,7 +24,7 @@ from simulus_nb.config import PRESETS, Config, cost, differences, preset
 from simulus_nb.evaluate import Evaluation
 from simulus_nb.spaces import UserError
 from simulus_nb.games import Games
-from simulus_nb.loop import Diverged, check_finite
+from simulus_nb.loop import Diverged, check_finite, compare
 from simulus_nb.run_folder import RunFolder
 from simulus_nb.run_setup import prepare
 from simulus_nb.trainer import Callback, Trainer
@@ -410,7 +410,7 @@ def test_choosing_uses_no_episode_of_the_final_score(tmp_path):
         make_env=lambda: Noting(gymnasium.make("simulus/Catch-v0", size=32))
     )
     asked.clear()
-    run.compare()
+    compare(run.state, run.judge)
     interim = asked.copy()
     asked.clear()
     run.evaluate()
