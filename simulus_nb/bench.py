@@ -176,6 +176,7 @@ class Bench:
                 return step(M, z[:, 2], a[:, 2], memory)
         return work
 
+# %% ../nbs/30_performance.ipynb #c014tr1
 def one_by_one(M, z: Tensor, action: Tensor, memory: Tensor) -> Tensor:
     """The tokens of the next frame one after the other.
 
