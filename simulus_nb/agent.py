@@ -24,8 +24,8 @@ from simulus_nb.checkpoint import (
     Checkpoint, check_numbers, check_tensors, has_saves, load_checkpoint, load_module,
     save_checkpoint
 )
-from .files import DamagedError, MissingError, read_json
 from .controller import Controller, ControllerConfig, actor_state, sample_categorical
+from .files import DamagedError, MissingError, read_json
 from .spaces import ActionSpec, ObsSpec, resize
 from .tokenizer import MultiModalTokenizer, TokenizerConfig
 from .validation import UserError, reason

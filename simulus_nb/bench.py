@@ -23,7 +23,9 @@ from .accelerate import has_bfloat16, has_tf32, pick_precision
 from .config import Config, cost
 from .evaluate import RandomAgent
 from .imagination import dream_step
-from .trainer import Stages, pick_device
+from .learner import pick_device
+from .loop import tokenise
+from .run_setup import prepare
 
 # %% ../nbs/30_performance.ipynb #c005
 def encoded_rows(c: Config) -> int:
@@ -116,23 +118,25 @@ class Products(TorchDispatchMode):
         return seconds
 
 # %% ../nbs/30_performance.ipynb #c014
-class Bench(Stages):
+class Bench:
     "Everything a run consists of, at the sizes of a configuration, ready to be timed part by part."
 
     def __init__(self, config: Config):
-        super().__init__(config)
-        self.random = RandomAgent(self.agent.obs_spec, self.agent.action_spec).policy(
+        self.state = state = prepare(config)
+        self.worlds = state.worlds.collector                # nothing that is timed is noted
+        self.random = RandomAgent(state.agent.obs_spec, state.agent.action_spec).policy(
             config.collect.num_envs
         )
         rows = 4 * config.collect.num_envs * max(config.train_m.segment, config.train_c.burn_in)
-        for env, stream in enumerate(self.collector.collect(self.random, rows)[0]):
-            self.replay.extend(env, stream)
-        self.tokenise()
+        for env, stream in enumerate(self.worlds.collect(self.random, rows)[0]):
+            state.replay.extend(env, stream)
+        tokenise(state)
 
     def parts(self) -> dict[str, tuple[Callable[[], object], int]]:
         """{name: (one call, how many steps, frames or updates that is)}; V's parts only where there
         are images."""
-        c, replay, learner, draw = self.config, self.replay, self.learner, self.generator
+        state = self.state
+        c, replay, learner, draw = state.config, state.replay, state.learner, state.generator
         m, d, steps = c.train_m, c.train_c, 16 * c.collect.num_envs
         v_batch, m_batch, c_batch = (
             lambda: replay.frames(c.train_v.batch, draw),
@@ -141,8 +145,8 @@ class Bench(Stages):
         )
         frames, segment, context = v_batch(), m_batch(), c_batch()
         parts = {
-            "world": (lambda: self.collector.collect(self.random, steps), steps),
-            "play": (self.play, steps), "encode": (self.tokenise, len(replay)),
+            "world": (lambda: self.worlds.collect(self.random, steps), steps),
+            "play": (self.play, steps), "encode": (lambda: tokenise(state), len(replay)),
             "batch of V": (v_batch, 1), "V": (lambda: learner.v_step(frames), 1),
             "batch of M": (m_batch, 1), "M": (lambda: learner.m_step(segment), 1),
             "batch of C": (c_batch, 1), "C": (lambda: learner.c_step(context), 1),
@@ -157,21 +161,22 @@ class Bench(Stages):
 
     def play(self) -> None:
         "Sixteen steps of every environment, nothing stored."
-        with self.learner.arithmetic(self.agent):
-            self.collector.collect(self.policy, 16 * self.config.collect.num_envs)
+        state = self.state
+        with state.learner.arithmetic(state.agent):
+            self.worlds.collect(state.policy, 16 * state.config.collect.num_envs)
 
     def dream_step(self, context, step: Callable) -> Callable[[], object]:
         "A call of `step` for dreams that have seen the first two steps of `context`."
-        M, (z, a, mask) = (
-            self.agent.world_model, (x[:, :3] for x in (context.z, context.action, context.mask))
-        )
+        M, arithmetic = self.state.agent.world_model, self.state.learner.arithmetic
+        z, a, mask = (x[:, :3] for x in (context.z, context.action, context.mask))
         with torch.no_grad():
             memory = M.remember(z[:, :2], a[:, :2], mask[:, :2])
         def work():
-            with torch.no_grad(), self.learner.arithmetic(M):
+            with torch.no_grad(), arithmetic(M):
                 return step(M, z[:, 2], a[:, 2], memory)
         return work
 
+# %% ../nbs/30_performance.ipynb #c014tr1
 def one_by_one(M, z: Tensor, action: Tensor, memory: Tensor) -> Tensor:
     """The tokens of the next frame one after the other.
 
@@ -202,24 +207,25 @@ def bench(config: Config, repeats: int = 10) -> dict:
     """Seconds, operations and memory of every part, and what they predict for the whole run; plain
     JSON values."""
     stand = Bench(config)
-    low = pick_precision(config.precision, stand.device) == "bfloat16"
+    device = stand.state.agent.device
+    low = pick_precision(config.precision, device) == "bfloat16"
     one, flops, products, peak = {}, {}, {}, {}
     for name, (work, units) in stand.parts().items():
-        if stand.device.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        one[name] = clock(work, repeats, stand.device) / units
-        peak[name] = memory_in_use(stand.device)
+        one[name] = clock(work, repeats, device) / units
+        peak[name] = memory_in_use(device)
         # what is compiled or recorded cannot be watched
         if name in NETWORKS and not (config.compile or config.graphs):
             with Products() as seen:
                 work()
             flops[name], products[name] = seen.flops / units, seen.alone() / units
     count = {name: n for name, n in run_counts(config).items() if name in one}
-    stand.collector.close()
-    rate = product_rate(stand.device, torch.bfloat16 if low else torch.float32)
+    stand.state.worlds.close()
+    rate = product_rate(device, torch.bfloat16 if low else torch.float32)
     return {
-        "env": config.env, "device": str(stand.device),
-        "gpu": torch.cuda.get_device_name() if stand.device.type == "cuda" else None,
+        "env": config.env, "device": str(device),
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(), "machine": platform.machine(),
         "torch": torch.__version__, "repeats": repeats, "seconds": one, "count": count,
         "run_seconds": run_seconds(count, one), "flops": flops, "products_seconds": products,

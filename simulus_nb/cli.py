@@ -29,29 +29,31 @@ import tyro
 
 from .agent import Agent, read_agent
 from .bench import bench, bench_table, compare, compare_table
-from .border import WorldWarning
-from simulus_nb.checkpoint import (
-    CheckpointWarning, has_saves, is_whole, load_checkpoint, ran_out, read_json, writing
-)
+from .checkpoint import has_saves, is_whole, load_checkpoint
 from simulus_nb.config import (
     PRESETS, Config, SettingsWarning, check_ranges, cost, differences, preset, preset_for
 )
 from .distributed import LostError, from_first, join, leave, rank, together
 from .doctor import examine, report_text, too_large
-from .dream import Film, dream_media, whole
-from .evaluate import ATARI_SCORES, Evaluation, evaluate, human_normalised, seldom
+from .evaluate import ATARI_SCORES, evaluate
+from .files import ran_out, writing
+from .film import dream_media
+from .interrupt import Signals, Stopped
+from .learner import pick_device
+from .loop import make_replay
 from .recorder import film_episode
 from .replay import ReplayBuffer
+from .resume import fill_replay
+from .run_folder import RunFolder, agent_of, default_folder
+from .run_setup import ask_first, env_maker
 from .suite import RayPool, make_jobs, markdown, run_suite
 from simulus_nb.terminal import (
     DISK, a_line_a_minute, announce, ending, how_to_resume, meter, one_line, score_text,
     streams, summary, warned
 )
-from simulus_nb.trainer import (
-    RunFolder, Signals, Stopped, Trainer, agent_of, ask_first, default_folder, env_maker,
-    fill_replay, make_replay, pick_device
-)
+from .trainer import Trainer
 from .validation import UserError, reason
+
 
 # %% ../nbs/21_cli.ipynb #c005
 registry = tyro.constructors.ConstructorRegistry()
@@ -176,7 +178,7 @@ class TrainCommand:
                         self.config, folder.path, resume=self.resume, progress=sys.stderr.isatty(),
                         command=command, steps=cost(self.config)["env_steps"])
                     if not trainer.progress:
-                        trainer.say = a_line_a_minute()
+                        trainer.judge.say = a_line_a_minute()
                     say(announce(trainer), flush=True)
                     result = trainer.train().result
             say(summary(folder, env, result))

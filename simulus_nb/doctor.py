@@ -23,23 +23,21 @@ import torch
 from packaging.requirements import Requirement
 from torch import Tensor
 
-from .accelerate import has_bfloat16, has_tf32, pick_precision, use_precision
-from .bench import clock, duration, product_rate, run_counts, run_seconds
-from .checkpoint import read_json
-from .config import Config, flat, preset
-from .controller import actor_state
-from .imagination import Dream, dream_step, imagine
-from .perceptual import VGG_URL, PerceptualLoss
+from .accelerate import has_bfloat16, has_tf32, pick_precision
+from .bench import duration, product_rate
+from .config import Config, preset
+from .imagination import Dream, imagine
+from .learner import Learner, pick_device, update
+from .loop import collect, make_agent, tokenise
+from .perceptual import VGG_URL
 from simulus_nb.rehearsal import (
     GIB, SHARE, UPDATES, Need, call_seconds, estimated_seconds, fits, memory_shares, needs,
     peak_bytes, size_text, stored_seconds
 )
-from .replay import Segment, obs_dtype, row_bytes
+from .replay import Segment
+from .run_setup import as_graphs, infer_specs, make_learner, prepare
 from .spaces import ActionSpec, ObsSpec, UserError
-from simulus_nb.trainer import (
-    Learner, Stages, as_graphs, infer_specs, make_agent, pick_device, update
-)
-from .validation import reason
+
 
 # %% ../nbs/35_doctor.ipynb #c018
 @dataclass(frozen=True)
@@ -208,22 +206,22 @@ def toy_losses(
 
 def self_check(device: torch.device, precision: str) -> dict[str, tuple[float, float]]:
     "{module: (loss on the CPU in float32, loss on the device)} of one update of a toy."
-    host = Stages(preset("catch").change({**TOY, "device": "cpu", "precision": "float32",
+    host = prepare(preset("catch").change({**TOY, "device": "cpu", "precision": "float32",
                                           "threads": torch.get_num_threads()}))
     config, agent, replay, draw = host.config, host.agent, host.replay, host.generator
     m, c = config.train_m, config.train_c
-    host.collect()
-    host.collector.close()
+    collect(host)
+    host.worlds.close()
     frames = replay.frames(config.train_v.batch, draw)
     host.learner.v_step(frames)                                 # places the codebook, at random
-    host.tokenise()
+    tokenise(host)
     segment = replay.segments(m.batch, m.segment, m.context, draw)
     context = replay.contexts(c.batch, c.burn_in, draw)
     dream = imagine(agent.world_model, agent.controller, context, c.horizon, draw)
     there = make_agent(config, agent.obs_spec, agent.action_spec).eval()
     there.load_state_dict(agent.state_dict())
     config = config.change({"device": device.type, "precision": precision})
-    guest = Learner(there.to(device), config)
+    guest = make_learner(there.to(device), config)
     here, far = (toy_losses(x, frames, vars(segment), vars(dream)) for x in (host.learner, guest))
     return {name: (here[name], far[name]) for name in here}
 

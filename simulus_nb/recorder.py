@@ -20,8 +20,8 @@ from .agent import Agent
 from .config import Config
 from .evaluate import evaluate
 from .film import Film, whole
+from .run_setup import env_maker
 from .spaces import UserError, reason
-from .trainer import env_maker
 
 # %% ../nbs/21_cli.ipynb #c017
 class CannotDraw(UserError):

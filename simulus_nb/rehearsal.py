@@ -29,10 +29,11 @@ from .config import Config, flat
 from .controller import actor_state
 from .files import read_json
 from .imagination import Dream, dream_step
+from .learner import Learner, update
+from .loop import make_agent
 from .perceptual import PerceptualLoss
 from .replay import Segment, obs_dtype, row_bytes
 from .spaces import ActionSpec, ObsSpec, UserError, reason
-from .trainer import Learner, make_agent, update
 
 # %% ../nbs/35_doctor.ipynb #c005
 def storages(tree: object) -> list[torch.UntypedStorage]:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import DamagedError, pack_rows, unpack_rows
 from .collect import Rows
 from .spaces import Modality, ObsSpec, UserError
 

@@ -22,12 +22,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .files import read_json, write_atomic
-from .lock import take
 from .config import Config, cost, differences
 from .evaluate import ATARI_SCORES, human_normalised
+from .files import read_json, write_atomic
+from .lock import take
+from .run_folder import RunFolder, default_folder
 from .spaces import UserError
-from .trainer import RunFolder, default_folder
 
 # %% ../nbs/34_suite.ipynb #c008
 def slots(

@@ -22,14 +22,15 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from .border import WorldWarning
 from .checkpoint import CheckpointWarning, has_saves
 from .config import SettingsWarning, cost
 from .distributed import processes
-from .envs import WorldWarning
 from .evaluate import Evaluation, human_normalised, seldom
 from .files import read_json
+from .run_folder import RunFolder
 from .spaces import UserError, reason
-from .trainer import RunFolder, Trainer
+from .trainer import Trainer
 
 # %% ../nbs/21_cli.ipynb #c011
 def announce(trainer: Trainer) -> str:

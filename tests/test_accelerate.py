@@ -15,8 +15,9 @@ from simulus_nb.accelerate import (
 )
 from simulus_nb.checkpoint import buffer_state, restore_buffer
 from simulus_nb.config import preset
+from simulus_nb.loop import collect, learn_c, learn_m, learn_v, tokenise
+from simulus_nb.run_setup import prepare
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import Stages
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_bfloat16 = pytest.mark.skipif(
@@ -30,14 +31,14 @@ TINY = {
 
 
 def stages(**changes):
-    run = Stages(preset("catch").change({**TINY, **changes}))
-    run.collect(), run.tokenise()
+    run = prepare(preset("catch").change({**TINY, **changes}))
+    collect(run), tokenise(run)
     return run
 
 
 def batches(run, n, seed=0):
     "The same n batches for V, M and C, whoever asks."
-    g, c, out = torch.Generator(run.device).manual_seed(seed), run.config, []
+    g, c, out = torch.Generator(run.agent.device).manual_seed(seed), run.config, []
     for _ in range(n):
         out.append(
             (
@@ -65,7 +66,7 @@ def test_choices():
     with pytest.raises(UserError, match="tf32 exists on CUDA devices only"):
         pick_precision("tf32", CPU)
     with pytest.raises(UserError, match="--graphs records CUDA graphs"):
-        Stages(preset("catch").change({**TINY, "graphs": True}))
+        prepare(preset("catch").change({**TINY, "graphs": True}))
     assert isinstance(use_precision("float32", CPU)(), contextlib.nullcontext)
 
 
@@ -78,7 +79,7 @@ def test_a_cpu_takes_bfloat16_only_where_it_is_no_slower(monkeypatch):
         pick_precision("bfloat16", CPU)
     assert "\n" not in str(e.value)
     with pytest.raises(UserError, match="no units for bfloat16"):
-        Stages(preset("catch").change({**TINY, "precision": "bfloat16"}))
+        prepare(preset("catch").change({**TINY, "precision": "bfloat16"}))
     monkeypatch.setattr(accelerate, "bfloat16_cost", lambda: 0.5)
     assert (
         has_bfloat16(CPU)
@@ -271,8 +272,8 @@ def counted(monkeypatch, **changes):
     def count(work, device, **options):
         backends.append(Counting())
         return torch.compile(work, dynamic=False, backend=backends[-1])
-    monkeypatch.setattr("simulus_nb.trainer.compiled", count)
-    run = Stages(
+    monkeypatch.setattr("simulus_nb.run_setup.compiled", count)
+    run = prepare(
         preset("catch").change(
             {**TINY, "compile": True, "world_model.retnet.dropout": 0.1, **changes}
         )
@@ -288,9 +289,9 @@ def test_all_that_is_compiled_is_whole_and_compiled_once(monkeypatch, precision)
     a context), and never a second time."""
     run, parts = counted(monkeypatch, precision=precision, **{"collect.steps": 90})
     for epoch in range(12):
-        run.collect(), run.tokenise()
-        for learn in (run.learn_v, run.learn_m, run.learn_c):
-            learn(1)
+        collect(run), tokenise(run)
+        for learn in (learn_v, learn_m, learn_c):
+            learn(run, 1)
         assert {name: part.graphs for name, part in parts.items()} == {
             "M's loss": 1, "V's loss": 1, "V's encoder": 1, "M's answer": 2
         }, epoch
@@ -301,7 +302,7 @@ def test_compiled_parts_train_alike(monkeypatch):
     "Traced and split into forward and backward, with PyTorch's own kernels."
     torch._dynamo.reset()
     monkeypatch.setattr(
-        "simulus_nb.trainer.compiled",
+        "simulus_nb.run_setup.compiled",
         lambda work, device: torch.compile(work, dynamic=False, backend="aot_eager")
     )
     plain, fast = stages(), stages(compile=True)
@@ -316,8 +317,8 @@ def test_compiled_parts_train_alike(monkeypatch):
     for (name, p), q in zip(plain.agent.named_parameters(), fast.agent.parameters()):
         if p.grad is not None:
             assert (p.grad - q.grad).norm() <= 1e-3 * p.grad.norm() + 1e-6, name
-    plain.tokenise()
-    fast.agent.load_state_dict(plain.agent.state_dict()), fast.tokenise()
+    tokenise(plain)
+    fast.agent.load_state_dict(plain.agent.state_dict()), tokenise(fast)
     # a chunk filled up gives the same tokens
     assert torch.equal(plain.replay.tokens, fast.replay.tokens)
 

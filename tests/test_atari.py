@@ -14,7 +14,10 @@ from simulus_nb.agent import Agent
 from simulus_nb.checkpoint import CheckpointWarning
 from simulus_nb.config import Config, cost, preset
 from simulus_nb.envs import make_env
-from simulus_nb.trainer import RunFolder, Stopped, Trainer, env_maker
+from simulus_nb.interrupt import Stopped
+from simulus_nb.run_folder import RunFolder
+from simulus_nb.run_setup import env_maker
+from simulus_nb.trainer import Trainer
 
 TINY = {
     "env": "ALE/Boxing-v5", "env_options": {"max_num_frames_per_episode": 400}, "device": "cpu",
@@ -173,12 +176,13 @@ def test_a_game_stopped_in_the_middle_goes_on(finished, tmp_path):
     assert (
         first.cursor.stage == "m"
         and len(first.cursor.values) == 1
-        and sum(map(len, first.played)) == 40
+        and sum(map(len, first.state.worlds.played)) == 40
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error", CheckpointWarning)
         second = Trainer(None, tmp_path / "cut", resume=True, progress=False, command="test")
-    assert np.array_equal(second.collector.obs["obs"], first.collector.obs["obs"])
+    boards = [run.state.worlds.collector.obs["obs"] for run in (first, second)]
+    assert np.array_equal(*boards)
     second.train()
     assert (
         records(tmp_path / "cut") == records(finished.folder.path)

@@ -63,7 +63,7 @@ def test_the_clock_shows_the_median_of_the_calls_that_count(monkeypatch):
 def stand():
     stand = Bench(catch().change(TINY))
     yield stand
-    stand.collector.close()
+    stand.state.worlds.close()
 
 
 @pytest.mark.parametrize("part", ["V", "M", "C", "encode", "dream"])
@@ -97,7 +97,7 @@ def test_products_alone_are_run_as_often_as_they_occurred(monkeypatch):
 def test_one_by_one_is_the_same_network(stand):
     """Generating token by token runs the layers of M as often as POP has tokens, on the same
     weights."""
-    (_, segment), M = (stand.learner, stand.replay.contexts(4, 3)), stand.agent.world_model
+    segment, M = stand.state.replay.contexts(4, 3), stand.state.agent.world_model
     with torch.no_grad():
         memory = M.remember(segment.z[:, :2], segment.action[:, :2])
         with Products() as one:

@@ -20,9 +20,11 @@ from simulus_nb.config import preset
 from simulus_nb.envs import make_env
 from simulus_nb.evaluate import RandomAgent, evaluate
 from simulus_nb.lockstep import EpisodeScore, Lane, scored
+from simulus_nb.loop import judge, run_epoch
 from simulus_nb.registry import EXTRAS, built, raw_make
+from simulus_nb.run_setup import infer_specs, prepare
 from simulus_nb.spaces import ActionSpec, ObsSpec, UserError
-from simulus_nb.trainer import Epochs, Trainer, infer_specs
+from simulus_nb.trainer import Trainer
 
 
 class World(gymnasium.Env):
@@ -576,16 +578,16 @@ def test_reporting_and_silent_environments_side_by_side():
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_a_run_counts_true_episodes(num_envs):
-    run = Epochs(
+    run = prepare(
         CONFIG.change(
             {"env": "python:mine", "collect.num_envs": num_envs, "collect.steps": 60, "epochs": 1}
         ),
         lambda: World(step=LIES["numbers"]),
     )
-    record = run.run_epoch()
+    record = run_epoch(run)
     assert record["env/return"] == record["env/length"] and 4 <= record["env/length"] <= 8
     assert 60 / 8 - num_envs <= record["env/episodes"] <= 60 / 4
-    result = run.evaluate()
+    result = judge(run)
     assert result.returns == result.lengths
 
 

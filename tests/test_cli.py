@@ -17,12 +17,15 @@ from gymnasium import spaces as gs
 from simulus_nb.accelerate import has_bfloat16
 from simulus_nb.agent import Agent
 from simulus_nb.cli import EvaluateCommand, json_object, main, parse, starting_point
-from simulus_nb.recorder import Recorder, film_episode
-from simulus_nb.terminal import one_line, score_text
 from simulus_nb.config import PRESETS, Config, atari_smoke, catch, differences, flat, preset
 from simulus_nb.evaluate import Evaluation
+from simulus_nb.loop import STAGES, make_agent
+from simulus_nb.recorder import Recorder, film_episode
+from simulus_nb.run_folder import RunFolder
+from simulus_nb.run_setup import infer_specs
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import RunFolder, Trainer, infer_specs, make_agent
+from simulus_nb.terminal import one_line, score_text
+from simulus_nb.trainer import Trainer
 
 TINY = shlex.split("""--save-every 1 --collect.steps 30 --collect.capacity 300
   --tokenizer.image.code-dim 8 --tokenizer.image.vocab 16 --world-model.retnet.width 16
@@ -294,12 +297,12 @@ def test_settings_without_a_checkpoint_begin_again(run, quick):
     ],
 )
 def test_interruption(save_every, words, monkeypatch, capsys, quick):
-    learn = Trainer.learn_c
-    def stop(self, updates):
-        if self.epoch == 1:
+    learn = STAGES["c"]
+    def stop(state):
+        if state.epoch == 1:
             raise KeyboardInterrupt
-        return learn(self, updates)
-    monkeypatch.setattr(Trainer, "learn_c", stop)
+        return learn(state)
+    monkeypatch.setitem(STAGES, "c", stop)
     assert (
         main(["train", "--out", "my run", "--epochs", "2", *TINY, "--save-every", str(save_every)])
         == 130
@@ -554,7 +557,7 @@ def test_full_disk(capsys, quick, monkeypatch):
     def full(path, *args, **kwargs):
         return open("/dev/full" if Path(path).name == "metrics.jsonl" else path, *args, **kwargs)
 
-    monkeypatch.setattr("simulus_nb.trainer.open", full, raising=False)
+    monkeypatch.setattr("simulus_nb.run_log.open", full, raising=False)
     assert main(["train", "--out", "r", "--epochs", "1", *TINY]) == 2
     assert "No space left on device; free some space" in capsys.readouterr().err
 

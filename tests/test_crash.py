@@ -20,10 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from simulus_nb.agent import Agent
 from simulus_nb.checkpoint import CheckpointWarning, load_checkpoint
-from simulus_nb.files import file_digest, manifest_digest
 from simulus_nb.cli import main
+from simulus_nb.files import file_digest, manifest_digest
+from simulus_nb.interrupt import Stopped
+from simulus_nb.loop import STAGES
+from simulus_nb.run_folder import RunFolder
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import Epochs, Repeated, RunFolder, Stopped, Trainer
+from simulus_nb.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
 TOY = shlex.split("""train --env simulus/Catch-v0 --epochs 5 --save-every 2 --seed 3
@@ -190,17 +193,18 @@ def test_resuming_a_finished_run_touches_nothing(fork, whole):
 
 # ---------------------------------------------------------------- stopping in the middle
 
-STAGES = [
-    (Epochs, "evaluate", 1), (Trainer, "collect", 1), (Trainer, "tokenise", 1),
+MOMENTS = [
+    (Trainer, "evaluate", 1), (Trainer, "collect", 1), (STAGES, "tokens", 1),
     ("learner", "v_step", 2), ("learner", "m_step", 1), ("learner", "c_step", 3),
-    (Epochs, "evaluate", 1), (Epochs, "evaluate", 2)
+    (Trainer, "evaluate", 1), (Trainer, "evaluate", 2)
 ]
 
 
 def stop_in(monkeypatch, trainer, owner, name, call):
-    "SIGTERM arrives at the `call`-th call of a method."
+    "SIGTERM arrives at the `call`-th call of a method, or of a stage."
     owner, calls = trainer.learner if owner == "learner" else owner, [0]
-    method = getattr(owner, name)
+    is_stage = isinstance(owner, dict)
+    method = owner[name] if is_stage else getattr(owner, name)
 
     def interrupted(*args, **kwargs):
         calls[0] += 1
@@ -208,7 +212,7 @@ def stop_in(monkeypatch, trainer, owner, name, call):
             signal.raise_signal(signal.SIGTERM)
         return method(*args, **kwargs)
 
-    monkeypatch.setattr(owner, name, interrupted)
+    (monkeypatch.setitem if is_stage else monkeypatch.setattr)(owner, name, interrupted)
 
 
 def test_a_stop_in_every_stage(whole, tmp_path, monkeypatch):
@@ -218,7 +222,7 @@ def test_a_stop_in_every_stage(whole, tmp_path, monkeypatch):
     monkeypatch.setattr("simulus_nb.trainer.plot_history", lambda history: Figure(figsize=(1, 1)))
     truth, folder, stages = whole[0], tmp_path / "run", []
     config = RunFolder(truth).read_config()
-    for owner, name, call in STAGES:
+    for owner, name, call in MOMENTS:
         trainer = Trainer(config, folder, resume=True, progress=False)
         with monkeypatch.context() as patch:
             stop_in(patch, trainer, owner, name, call)
@@ -244,11 +248,11 @@ def test_a_world_that_does_not_repeat_itself_gets_new_episodes(whole, tmp_path, 
     with pytest.raises(Stopped):
         trainer.train()
     monkeypatch.undo()
-    monkeypatch.setattr(Repeated, "is_stored", lambda self, env, rows: False)
+    monkeypatch.setattr("simulus_nb.resume.is_stored", lambda replay, env, rows: False)
     with pytest.warns(CheckpointWarning, match="does not repeat itself"):
         again = Trainer(None, tmp_path / "run", resume=True, progress=False)
     assert (
-        again.played == [[], []]
+        again.state.worlds.played == [[], []]
         and again.replay.open_start == [None, None]
         and again.cursor.stage == "m"
     )
@@ -573,10 +577,10 @@ def stopped(whole, tmp_path_factory):
         stop_in(patch, trainer, "learner", "m_step", 3 * 3 + 2)
         with pytest.raises(Stopped):
             trainer.train()
-    newer = trainer.saved
+    newer = trainer.state.saved
     older = next(p for p in (folder / "checkpoint").glob("save-*") if p != newer)
     loader = Trainer(None, folder, resume=True, progress=False)
-    assert loader.saved == newer and (
+    assert loader.state.saved == newer and (
         loader.epoch, loader.cursor.stage, len(loader.cursor.values)
     ) == (3, "m", 2)
     states = {newer.name: contents(loader)}
@@ -611,13 +615,13 @@ def outcome(loader, folder, newer, states):
         except UserError as e:
             assert "\n" not in str(e) and len(str(e)) < 2000
             return "refused"
-    (a, meta), (b, expected) = contents(loader), states[loader.saved.name]
+    (a, meta), (b, expected) = contents(loader), states[loader.state.saved.name]
     assert meta == expected and [k for k in a | b if a.get(k) != b.get(k)] == [], (
         "loaded something else"
     )
     told = [str(w.message) for w in caught if w.category is CheckpointWarning]
     assert not AUDITED and all("\n" not in text for text in told)
-    if loader.saved.name == newer:
+    if loader.state.saved.name == newer:
         assert not told
         return "as it was"
     assert (

@@ -14,8 +14,9 @@ from test_crash import everything
 
 from simulus_nb import distributed
 from simulus_nb.checkpoint import load_checkpoint
+from simulus_nb.run_folder import RunFolder
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import RunFolder, Trainer
+from simulus_nb.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(
     os.name != "posix" or not torch.distributed.is_gloo_available(),

@@ -17,10 +17,11 @@ from simulus_nb.doctor import (
     Finding, check_finding, examine, extras, host_memory, look, machine, memory_finding,
     report_text, self_check, tools, weights
 )
+from simulus_nb.loop import collect, learn_m, tokenise
 from simulus_nb.rehearsal import GIB, UPDATES, Tally, fits, needs, peak_bytes, stored_seconds
 from simulus_nb.replay import row_bytes
+from simulus_nb.run_setup import infer_specs, prepare
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import Stages, infer_specs
 
 CPU = torch.device("cpu")
 TINY = {
@@ -62,8 +63,8 @@ def recorded(work):
 def test_counted_peaks_are_those_of_real_updates(changes):
     config = tiny(**changes)
     parts, _ = count(config)
-    run = Stages(config)
-    run.collect(), run.tokenise(), run.collector.close()
+    run = prepare(config)
+    collect(run), tokenise(run), run.worlds.close()
     m, c, draw = config.train_m, config.train_c, run.generator
     frames, segment = (
         run.replay.frames(config.train_v.batch, draw),
@@ -113,7 +114,7 @@ def test_twice_the_batch_takes_twice_the_memory():
 def test_what_is_kept(counted):
     config = tiny()
     obs, act = infer_specs(config)
-    agent = Stages(config).agent
+    agent = prepare(config).agent
     numbers = sum(p.numel() for p in agent.parameters())
     assert counted[1] == 16 * numbers + 500 * row_bytes(obs, act.count, agent.tokenizer.layout.S)
     assert count(tiny(**{"collect.capacity": 1500}))[1] - counted[1] == 1000 * row_bytes(
@@ -366,11 +367,11 @@ def test_counted_peaks_are_those_of_a_gpu():
     config = tiny(
         device="cuda", precision="float32", **{"train_m.batch": 64, "world_model.retnet.width": 128}
     )
-    run = Stages(config)
-    run.collect(), run.tokenise(), run.learn_m(2)
+    run = prepare(config)
+    collect(run), tokenise(run), learn_m(run, 2)
     torch.cuda.synchronize(), torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    run.learn_m(1)
+    learn_m(run, 1)
     assert math.isclose(
         torch.cuda.max_memory_allocated() - before, count(config)[0]["M"].bytes, rel_tol=0.25
     )

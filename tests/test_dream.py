@@ -23,13 +23,12 @@ from simulus_nb.catch import Catch
 from simulus_nb.collect import Collector
 from simulus_nb.controller import ControllerConfig, sample_categorical
 from simulus_nb.dream import DreamEnv, action_space, observation_space, raw_observation
-from simulus_nb.imagination import dream_step
 from simulus_nb.evaluate import RandomAgent, evaluate
 from simulus_nb.film import (
     CONTEXT, IMAGINED, dream_media, dream_video, error_figure, error_picture, film_strip,
     picture
 )
-from simulus_nb.imagination import imagine
+from simulus_nb.imagination import dream_step, imagine
 from simulus_nb.open_loop import difference, error_curves, open_loop, token_accuracy, whole_windows
 from simulus_nb.replay import ReplayBuffer, Segment
 from simulus_nb.retnet import RetNetConfig

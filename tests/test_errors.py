@@ -17,16 +17,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb import doctor, rehearsal
+from simulus_nb import doctor, rehearsal, trainer
 from simulus_nb.checkpoint import has_saves
-from simulus_nb.files import ran_out, write_atomic, writing
 from simulus_nb.cli import EvaluateCommand, given_path, main, parse, typed
 from simulus_nb.config import catch, flat
 from simulus_nb.doctor import too_large
+from simulus_nb.files import ran_out, write_atomic, writing
+from simulus_nb.loop import STAGES
 from simulus_nb.rehearsal import Need, memory_shares, size_text
 from simulus_nb.replay import row_bytes
+from simulus_nb.run_folder import RunFolder, default_folder
+from simulus_nb.run_setup import ask_first, infer_specs
 from simulus_nb.suite import ENTRY
-from simulus_nb.trainer import RunFolder, Trainer, ask_first, default_folder, infer_specs
+from simulus_nb.trainer import Trainer
 from simulus_nb.validation import UserError, reason
 
 TINY = shlex.split("""--save-every 1 --epochs 2 --collect.steps 30 --collect.capacity 300
@@ -47,7 +50,8 @@ def elsewhere(tmp_path, monkeypatch):
 def quick(monkeypatch):
     "No evaluation and no pictures at the end of a run."
     monkeypatch.setattr(
-        Trainer, "finish", lambda self: setattr(self, "result", self.evaluate(1)) or self
+        "simulus_nb.trainer.finish",
+        lambda self: setattr(self, "result", self.evaluate(1)) or self
     )
 
 
@@ -116,7 +120,7 @@ def test_what_nobody_has_marked_goes_on(error, monkeypatch):
     assert caught.value is error
 
 
-@pytest.mark.parametrize("place", ["os.replace", "simulus_nb.trainer.SummaryWriter", "tensorboard"])
+@pytest.mark.parametrize("place", ["os.replace", "simulus_nb.run_log.SummaryWriter", "tensorboard"])
 def test_every_writer_marks_its_errors(place, monkeypatch, capsys, quick):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -309,12 +313,12 @@ def test_odd_terminals(columns, variable, encoding, terminal, monkeypatch, quick
 
 def test_a_terminal_that_goes_away(terminal, monkeypatch, quick):
     "Its last signal saves the run; that nobody can be told does not matter."
-    master, learn = terminal(80, "utf-8"), Trainer.learn_c
-    def learn_c(self, updates):
+    master, learn = terminal(80, "utf-8"), STAGES["c"]
+    def learn_c(state):
         os.close(master)
         os.kill(os.getpid(), signal.SIGHUP)
-        return learn(self, updates)
-    monkeypatch.setattr(Trainer, "learn_c", learn_c)
+        return learn(state)
+    monkeypatch.setitem(STAGES, "c", learn_c)
     assert main(["train", "--out", "r", *TINY, "--save-every", "9"]) == 141 and has_saves(
         "r/checkpoint"
     )
@@ -407,17 +411,18 @@ def test_sizes_for_people(size):
 
 
 @pytest.mark.parametrize(
-    "stage,learn,words",
-    [("m", "learn_m", "while M learnt"), ("", "finish", "while the agent was evaluated")]
+    "stage,place,words",
+    [("m", (STAGES, "m"), "while M learnt"),
+     ("", (vars(trainer), "finish"), "while the agent was evaluated")]
 )
-def test_memory_that_ends_in_a_run(stage, learn, words, monkeypatch, capsys, sizes):
+def test_memory_that_ends_in_a_run(stage, place, words, monkeypatch, capsys, sizes):
     "One line: where, when, the three settings that cost most, and how to go on from the last save."
     monkeypatch.setattr(rehearsal, "needs", lambda *a: sizes[2])
     def fail(self, *args):
         if self.epoch >= 1:
             torch.zeros(2**60)
         return {}
-    monkeypatch.setattr(Trainer, learn, fail)
+    monkeypatch.setitem(*place, fail)
     assert main(["train", "--out", "r", *TINY]) == 2
     said = capsys.readouterr().err
     assert (
@@ -459,7 +464,7 @@ def test_memory_is_no_damage(monkeypatch, capsys, quick, sizes):
     called damaged."""
     assert main(["train", "--out", "r", *TINY]) == 0
     monkeypatch.setattr(rehearsal, "needs", lambda *a: sizes[2])
-    monkeypatch.setattr("simulus_nb.trainer.load_module", lambda *a: torch.zeros(2**60))
+    monkeypatch.setattr("simulus_nb.resume.load_module", lambda *a: torch.zeros(2**60))
     capsys.readouterr()
     assert main(["train", "--resume", "--steps", "90", "--out", "r"]) == 2
     said = capsys.readouterr().err
@@ -656,11 +661,11 @@ def test_files_of_the_working_folder_do_not_run(start, tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_every_polite_signal_saves(number, monkeypatch, capsys, quick):
-    learn, number = Trainer.learn_c, getattr(signal, number)
-    def learn_c(self, updates):
+    learn, number = STAGES["c"], getattr(signal, number)
+    def learn_c(state):
         os.kill(os.getpid(), number)
-        return learn(self, updates)
-    monkeypatch.setattr(Trainer, "learn_c", learn_c)
+        return learn(state)
+    monkeypatch.setitem(STAGES, "c", learn_c)
     before = signal.getsignal(number)
     assert (
         main(["train", "--out", "r", *TINY, "--save-every", "9"]) == 0
@@ -674,9 +679,9 @@ def test_every_polite_signal_saves(number, monkeypatch, capsys, quick):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
 def test_nohup_is_heard(monkeypatch, quick):
-    learn = Trainer.learn_c
-    monkeypatch.setattr(
-        Trainer, "learn_c", lambda self, n: os.kill(os.getpid(), signal.SIGHUP) or learn(self, n)
+    learn = STAGES["c"]
+    monkeypatch.setitem(
+        STAGES, "c", lambda state: os.kill(os.getpid(), signal.SIGHUP) or learn(state)
     )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -8,7 +8,8 @@ from gymnasium import spaces as gs
 
 from simulus_nb.agent import Agent
 from simulus_nb.config import preset
-from simulus_nb.trainer import Epochs, env_maker
+from simulus_nb.loop import judge, run_epoch
+from simulus_nb.run_setup import env_maker, prepare
 
 TOY = {
     "epochs": 2, "threads": 1, "device": "cpu", "learn_on": 0, "collect.steps": 24,
@@ -119,11 +120,11 @@ def test_the_whole_agent(env, tmp_path):
             **own,
         }
     )
-    run = Epochs(config)
+    run = prepare(config)
     agent = run.agent
     assert {m.kind for m in agent.obs_spec.modalities} == set(kinds.split())
     before = {name: [p.clone() for p in part.parameters()] for name, part in agent.named_children()}
-    records = [run.run_epoch() for _ in range(2)]
+    records = [run_epoch(run) for _ in range(2)]
     assert all(np.isfinite(v) for r in records for v in r.values())
     moved = {
         name: any(not torch.equal(p, q) for p, q in zip(before[name], part.parameters()))
@@ -137,7 +138,7 @@ def test_the_whole_agent(env, tmp_path):
         {f"m/obs/{m.key}" for m in agent.obs_spec.modalities} if several else set()
     )
 
-    result = run.evaluate()
+    result = judge(run)
     assert len(result.returns) == 2 and min(result.lengths) >= 1
     agent.save(tmp_path)
     loaded = Agent.load(tmp_path)

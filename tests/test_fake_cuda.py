@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from simulus_nb.config import preset
-from simulus_nb.trainer import Epochs
+from simulus_nb.loop import run_epoch
+from simulus_nb.run_setup import prepare
 
 FOLDER = Path(__file__).with_name("fake_cuda")
 CANNOT = 77                             # exit code of build.py
@@ -133,7 +134,7 @@ def test_what_cudnn_asks_of_an_lstm(monkeypatch, shared, precision):
     noted = lstm_offences(monkeypatch)
     sizes = {"steps": 1, "start": 0, "batch": 4}
     part = {f"train_{p}.{key}": value for p in "vmc" for key, value in sizes.items()}
-    toy = Epochs(preset("small").change({
+    toy = prepare(preset("small").change({
         **part, "epochs": 2, "threads": 1, "device": "cpu", "precision": precision,
         "collect.steps": 30, "collect.capacity": 100, "controller.shared": shared,
         "controller.width": 16, "world_model.retnet.width": 16, "world_model.retnet.layers": 1,
@@ -141,7 +142,7 @@ def test_what_cudnn_asks_of_an_lstm(monkeypatch, shared, precision):
         "evaluation.every": 1, "evaluation.interim": 1, "evaluation.num_envs": 1}))
     # the critic alone, then both
     for _ in range(2):
-        toy.run_epoch()
+        run_epoch(toy)
     assert not noted, set(noted)
     # afterwards as before
     assert not toy.agent.training and not any(m.training for m in toy.agent.modules())

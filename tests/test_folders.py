@@ -17,18 +17,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simulus_nb import trainer
+from simulus_nb import run_folder, trainer
 from simulus_nb.agent import Agent
 from simulus_nb.catch import Catch
 from simulus_nb.checkpoint import CheckpointWarning, load_checkpoint, save_checkpoint
-from simulus_nb.files import DamagedError, own_name, read_bytes, read_json, sweep, write_atomic
-from simulus_nb.lock import FolderLock, take
 from simulus_nb.cli import main, parse
 from simulus_nb.evaluate import Notice
-from simulus_nb.lock import NO_LOCKS
+from simulus_nb.files import DamagedError, own_name, read_bytes, read_json, sweep, write_atomic
+from simulus_nb.lock import NO_LOCKS, FolderLock, take
+from simulus_nb.loop import Diverged
 from simulus_nb.registry import built
+from simulus_nb.run_folder import RunFolder, git_commit
+from simulus_nb.run_log import find_tracker
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import Callback, Diverged, RunFolder, Trainer, git_commit
+from simulus_nb.trainer import Callback, Trainer
 from test_crash import TOY, meta_of, tensor_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
@@ -279,7 +281,7 @@ def test_somebody_else_trained_in_between(run, monkeypatch):
     numbers over new ones."""
     quick(monkeypatch)
     mine = Trainer(None, run, resume=True, progress=False, steps=150)
-    mine.leave()
+    mine.folder.leave()
     forked(lambda: FolderLock(run).release())
     with pytest.raises(UserError, match="taken over"):
         mine.train()
@@ -540,7 +542,7 @@ def test_git_commit_is_that_of_our_own_files(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(""), (tmp_path / "theirs.py").write_text("")
     monkeypatch.setattr(
-        trainer, "find_spec",
+        run_folder, "find_spec",
         lambda name: types.SimpleNamespace(origin=str(package / "__init__.py"))
     )
     git("init")
@@ -772,4 +774,4 @@ def test_a_tracker_that_cannot_be_imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     with pytest.raises(UserError, match="--log trackio: .* cannot be imported .*too old"):
-        trainer.find_tracker("trackio")
+        find_tracker("trackio")

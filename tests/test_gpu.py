@@ -15,7 +15,11 @@ from simulus_nb.agent import Agent
 from simulus_nb.checkpoint import buffer_state, restore_buffer
 from simulus_nb.config import preset
 from simulus_nb.imagination import Dream, controller_loss, imagine
-from simulus_nb.trainer import Checkpoints, Learner, Stages, Trainer, adamw, env_maker
+from simulus_nb.learner import adamw
+from simulus_nb.loop import run_epoch
+from simulus_nb.resume import load_state, save_state
+from simulus_nb.run_setup import env_maker, make_learner, prepare
+from simulus_nb.trainer import Trainer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 STILL = {"train_v.lr": 0.0, "train_m.lr": 0.0, "train_c.lr": 0.0}
@@ -53,7 +57,7 @@ def near(a, b, rtol=1e-3):
 
 def random_states(run):
     "Where all random numbers of a run stand."
-    mine = torch.cuda.get_rng_state() if run.device.type == "cuda" else torch.get_rng_state()
+    mine = torch.cuda.get_rng_state() if run.agent.device.type == "cuda" else torch.get_rng_state()
     return run.generator.get_state(), mine
 
 
@@ -68,7 +72,7 @@ def test_v_and_m_agree_with_the_cpu(device):
         a, b = cpu.learner.steps[name](batch), other.learner.steps[name](there)
         assert torch.allclose(a["loss"], b["loss"].cpu(), rtol=1e-3), name
         assert near(*(gradients(getattr(run.agent, part)) for run in (cpu, other))), name
-    kind = other.device.type
+    kind = other.agent.device.type
     assert all(x.device.type == kind for x in other.replay.tensors().values())
     assert all(p.device.type == kind for p in other.agent.parameters())
 
@@ -162,15 +166,15 @@ def test_resuming_is_not_stopping(tmp_path, device, graphs):
             "evaluation.every": 0,
         }
     )
-    whole = Checkpoints(config)
-    whole.run_epoch()
-    whole.save(tmp_path)
-    end = whole.run_epoch()
+    whole = prepare(config)
+    run_epoch(whole)
+    save_state(whole, tmp_path)
+    end = run_epoch(whole)
     after = random_states(whole)
-    other = Checkpoints(config)
+    other = prepare(config)
     torch.rand(7, device=device)  # other random numbers in between must not matter
-    other.load(tmp_path)
-    again = other.run_epoch()
+    load_state(other, tmp_path)
+    again = run_epoch(other)
     assert other.epoch == whole.epoch == 2 and end.keys() == again.keys()
     exact = (
         dict(rtol=0, atol=0) if device == "cpu" else dict(rtol=1e-3, atol=1e-4)
@@ -339,7 +343,7 @@ def test_the_pool_of_a_failed_recording_is_not_used_again(monkeypatch):
 
 
 def test_the_steps_of_a_learner_share_a_recorder_and_adamw_can_be_recorded_only_then(monkeypatch):
-    run = Stages(preset("catch").change(TINY))
+    run = prepare(preset("catch").change(TINY))
     groups = lambda learner: [
         g["capturable"] for o in learner.optimizers.values() for g in o.param_groups
     ]
@@ -351,10 +355,10 @@ def test_the_steps_of_a_learner_share_a_recorder_and_adamw_can_be_recorded_only_
     monkeypatch.setattr(
         type(run.agent), "device", torch.device("cuda")
     )  # a learner that believes it; nothing runs
-    monkeypatch.setattr("simulus_nb.trainer.make_perceptual", lambda choice: None)
-    monkeypatch.setattr("simulus_nb.trainer.ReturnScale", lambda *_, **__: torch.nn.Identity())
+    monkeypatch.setattr("simulus_nb.learner.make_perceptual", lambda choice: None)
+    monkeypatch.setattr("simulus_nb.learner.ReturnScale", lambda *_, **__: torch.nn.Identity())
     monkeypatch.setattr(torch.nn.Identity, "to", lambda self, device: self)
-    learner = Learner(
+    learner = make_learner(
         run.agent, run.config.change({"graphs": True, "precision": "float32"}), run.generator
     )
     assert all(groups(learner)) and len({id(step.recorder) for step in learner.steps.values()}) == 1

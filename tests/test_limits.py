@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulus_nb.cli import main
-from simulus_nb.recorder import film_episode
-from simulus_nb.terminal import meter, score_text
 from simulus_nb.config import preset
 from simulus_nb.evaluate import Evaluation, Notice, RandomAgent, close_all, evaluate
+from simulus_nb.interrupt import Stopped
 from simulus_nb.lockstep import Lockstep, opened
+from simulus_nb.recorder import film_episode
+from simulus_nb.run_setup import infer_specs, prepare
 from simulus_nb.spaces import ActionSpec, ObsSpec
-from simulus_nb.trainer import Callback, RunState, Stopped, Trainer, infer_specs
+from simulus_nb.terminal import meter, score_text
+from simulus_nb.trainer import Callback, Trainer
 
 torch.set_num_threads(1)
 
@@ -174,7 +176,7 @@ def test_a_single_simulator_changes_nothing_that_is_learnt(register, tmp_path, w
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         b = train("simulus-test/Some-v0", tmp_path / "b", alone)
-    assert single.up == plain.up == 0 and b.alone == (most == 1)
+    assert single.up == plain.up == 0 and b.judge.alone == (most == 1)
     assert any("next did not open" in str(w.message) for w in heard) == (n > most)
     class Stop(Callback):
         def on_epoch(self, trainer, record):
@@ -220,8 +222,8 @@ def test_a_finished_trainer_plays_on_when_asked(register, tmp_path):
     assert cls.up == 0 and len(run.evaluate(2).returns) == 2 and cls.up == 0
     run.collect()
     assert cls.up == 1
-    run.close()
-    run.close()
+    run.state.worlds.close()
+    run.state.worlds.close()
     assert cls.up == 0
 
 
@@ -269,7 +271,7 @@ def test_everything_is_closed_after_an_error(register, tmp_path, where, k):
     assert cls.up == 0
     cls.made = 0 if (where, k) == ("init", 1) else -1               # one more looks at the spaces
     with pytest.raises(ValueError):
-        RunState(config).collector.collect(
+        prepare(config).worlds.collector.collect(
             lambda obs, starts: np.zeros((3, 1), np.int64), 12
         ) if where != "step" else Trainer(config, tmp_path / "run", progress=False).train()
     assert cls.up == 0

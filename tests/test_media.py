@@ -19,13 +19,14 @@ from PIL import Image
 
 from simulus_nb import film
 from simulus_nb.cli import main
-from simulus_nb.recorder import film_episode
 from simulus_nb.config import preset
+from simulus_nb.evaluate import Notice, RandomAgent
 from simulus_nb.film import MOST, Film, error_figure, error_picture, film_strip, picture, whole
 from simulus_nb.open_loop import OpenLoop
-from simulus_nb.evaluate import Notice, RandomAgent
+from simulus_nb.recorder import film_episode
+from simulus_nb.run_folder import RunFolder
 from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError
-from simulus_nb.trainer import RunFolder, Trainer
+from simulus_nb.trainer import Trainer
 
 torch.set_num_threads(1)
 few = settings(deadline=None, max_examples=15)

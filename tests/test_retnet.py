@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from simulus_nb.retention import retention_recurrent
 from simulus_nb.retnet import (
     RetNet, RetNetConfig, RetNetLayer, Tables, dropout, head_decays, init_weights, make_tables,
     merge_heads, reframe, rotate, rotate_reference, rotation, to_heads, to_heads_reference
 )
-from simulus_nb.retention import retention_recurrent
 from simulus_nb.spaces import UserError
 
 F64 = torch.float64

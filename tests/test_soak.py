@@ -68,30 +68,32 @@ def forget_to_save():
 
 def resume_otherwise():
     load = trainer.Trainer.load
-    trainer.Trainer.load = lambda self, folder: [load(self, folder), self.generator.manual_seed(7)]
+    trainer.Trainer.load = lambda self, folder: [
+        load(self, folder), self.state.generator.manual_seed(7)
+    ]
 
 
 def write_no_manifest():
-    trainer.Trainer.leave_manifest = lambda self: None
+    trainer.leave_manifest = lambda self: None
 
 
 def leave_a_part():
-    write = trainer.Trainer.leave_manifest
-    trainer.Trainer.leave_manifest = lambda self: [
+    write = trainer.leave_manifest
+    trainer.leave_manifest = lambda self: [
         write(self), (self.folder.path / ".partial-x").write_text("")
     ]
 
 
 def write_nan():
-    write = trainer.Trainer.leave_manifest
-    trainer.Trainer.leave_manifest = lambda self: [
+    write = trainer.leave_manifest
+    trainer.leave_manifest = lambda self: [
         write(self), (self.folder.path / "x.json").write_text('{"loss": NaN}')
     ]
 
 
 def touch_the_neighbour():
-    write = trainer.Trainer.leave_manifest
-    trainer.Trainer.leave_manifest = lambda self: [
+    write = trainer.leave_manifest
+    trainer.leave_manifest = lambda self: [
         write(self), (self.folder.path.parent / "outside" / "precious.txt").write_text("mine")
     ]
 
@@ -108,11 +110,11 @@ def save_nan():
 
 
 def spoil_a_save():
-    write = trainer.Trainer.leave_manifest
+    write = trainer.leave_manifest
     def spoil(self):
         write(self)
         [os.truncate(p / "agent.safetensors", 100) for p in (self.folder.checkpoint).glob("save-*")]
-    trainer.Trainer.leave_manifest = spoil
+    trainer.leave_manifest = spoil
 
 
 def say_two_lines():

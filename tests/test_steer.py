@@ -17,13 +17,17 @@ from safetensors.torch import load_file, save_file
 
 from simulus_nb.agent import Agent
 from simulus_nb.checkpoint import CheckpointWarning, is_whole, load_checkpoint
-from simulus_nb.files import file_digest, manifest_digest
 from simulus_nb.cli import main
-from simulus_nb.terminal import announce, summary
 from simulus_nb.config import PRESETS, Config, cost, differences, preset
 from simulus_nb.evaluate import Evaluation
+from simulus_nb.files import file_digest, manifest_digest
+from simulus_nb.games import Games
+from simulus_nb.loop import Diverged, check_finite, compare
+from simulus_nb.run_folder import RunFolder
+from simulus_nb.run_setup import prepare
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import Callback, Diverged, Epochs, Games, RunFolder, Trainer
+from simulus_nb.terminal import announce, summary
+from simulus_nb.trainer import Callback, Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +99,8 @@ def test_how_often_a_run_is_saved_changes_nothing(tmp_path, env, options):
         part.save(part.folder.checkpoint)
     assert_equal(rarely, Trainer(pieces, tmp_path / "pieces", resume=True, progress=False))
     ends = rarely.replay.last[rarely.replay.filled()]
-    assert int(ends.sum()) < len(ends) and any(len(x) for x in rarely.played)   # something is open
+    assert int(ends.sum()) < len(ends)
+    assert any(len(x) for x in rarely.state.worlds.played)                      # something is open
 
 
 class DeafWriter:
@@ -116,9 +121,9 @@ def test_only_the_open_game_is_played_again(tmp_path, monkeypatch):
     )
     again = Trainer(None, tmp_path / "run", resume=True, progress=False)
     assert (
-        again.games == trainer.games
-        and min(again.games) > 10
-        and steps[0] == sum(map(len, trainer.played)) < 60
+        again.state.worlds.games == trainer.state.worlds.games
+        and min(again.state.worlds.games) > 10
+        and steps[0] == sum(map(len, trainer.state.worlds.played)) < 60
     )
     assert again.env_steps == 600
 
@@ -200,7 +205,8 @@ def test_a_save_of_an_older_release_can_be_taken_up(tmp_path):
     }
     save_file(episodes, save / "episodes.safetensors")
     on_another_device(
-        first.folder.path, "cpu", said=False, config=config, generator=first.generator.get_state()
+        first.folder.path, "cpu", said=False, config=config,
+        generator=first.state.generator.get_state()
     )
     with pytest.warns(CheckpointWarning, match="older release: new episodes") as caught:
         again = Trainer(None, tmp_path / "run", resume=True, progress=False)
@@ -322,7 +328,7 @@ def test_what_a_command_amounts_to_is_said(tmp_path):
 
 def scripted(monkeypatch, scores):
     "Interim evaluations return these means; the final ones are played."
-    play, left, seeds = Epochs.evaluate, list(scores), []
+    play, left, seeds = Trainer.evaluate, list(scores), []
 
     def evaluate(self, episodes=None, seeds_from=10_000, **kwargs):
         seeds.append(kwargs.get("seeds", seeds_from))
@@ -330,7 +336,7 @@ def scripted(monkeypatch, scores):
             return Evaluation((left.pop(0),), (1,))
         return play(self, episodes)
 
-    monkeypatch.setattr(Epochs, "evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
     return seeds
 
 
@@ -404,7 +410,7 @@ def test_choosing_uses_no_episode_of_the_final_score(tmp_path):
         make_env=lambda: Noting(gymnasium.make("simulus/Catch-v0", size=32))
     )
     asked.clear()
-    run.compare()
+    compare(run.state, run.judge)
     interim = asked.copy()
     asked.clear()
     run.evaluate()
@@ -466,19 +472,19 @@ def words(c):
 
 def test_the_first_bad_update_is_found(tmp_path):
     "In the list of a stage's metrics; and a parameter that is not finite although all losses were."
-    run = Epochs(toy())
+    run = prepare(toy())
     good, bad = (
         {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(2.0)},
         {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(math.inf)}
     )
-    run.check_finite("m", [])
-    run.check_finite("m", [good, good])
+    check_finite(run, "m", [])
+    check_finite(run, "m", [good, good])
     with pytest.raises(Diverged, match=r"^M, .*epoch 0, update 3 of 2: m/grad_norm is inf;"):
-        run.check_finite("m", [good, good, bad, bad])
+        check_finite(run, "m", [good, good, bad, bad])
     next(run.agent.world_model.parameters()).data.view(-1)[0] = math.nan
-    run.check_finite("c", [good])
+    check_finite(run, "c", [good])
     with pytest.raises(Diverged, match="its parameters are not finite"):
-        run.check_finite("m", [good])
+        check_finite(run, "m", [good])
 
 
 def test_a_stop_does_not_save_what_has_exploded(tmp_path):
@@ -572,7 +578,7 @@ def test_an_environment_from_a_function(tmp_path, capsys):
     assert (
         plain.config.env == "python:Corridor"
         and len(plain.result.returns) == 2
-        and plain.worlds[0].unwrapped.length == 7
+        and plain.state.worlds.envs[0].unwrapped.length == 7
     )
     for breaks_at in (33, 51):
         Corridor.steps[0], folder = 0, tmp_path / f"broken{breaks_at}"

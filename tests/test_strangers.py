@@ -17,7 +17,6 @@ from simulus_nb.agent import Agent
 from simulus_nb.atari import ATARI, FIXED, AtariProtocol
 from simulus_nb.catch import CATCH, OPTIONS, check_options
 from simulus_nb.cli import main
-from simulus_nb.terminal import score_text
 from simulus_nb.collect import Collector
 from simulus_nb.config import Config, catch, preset_for
 from simulus_nb.controller import ControllerConfig
@@ -26,9 +25,10 @@ from simulus_nb.evaluate import Evaluation, game_name
 from simulus_nb.ids import atari_game, registered
 from simulus_nb.registry import find_env, needs_extra, raw_make
 from simulus_nb.retnet import RetNetConfig
+from simulus_nb.run_setup import env_maker, infer_specs
 from simulus_nb.spaces import ActionSpec, ObsSpec, UserError, picture_parts, resize
+from simulus_nb.terminal import score_text
 from simulus_nb.tokenizer import TokenizerConfig
-from simulus_nb.trainer import env_maker, infer_specs
 from simulus_nb.vqvae import VQVAEConfig
 from simulus_nb.world_model import WorldModelConfig
 

@@ -18,13 +18,13 @@ from simulus_nb import suite
 from simulus_nb.cli import main, parse
 from simulus_nb.config import preset
 from simulus_nb.evaluate import ATARI_SCORES
-from simulus_nb.spaces import UserError
 from simulus_nb.lock import take
+from simulus_nb.run_folder import RunFolder
+from simulus_nb.spaces import UserError
 from simulus_nb.suite import (
     attempt, claim, env_id, last_line, make_jobs, makespan_bounds, markdown, run_jobs, schedule,
     slots
 )
-from simulus_nb.trainer import RunFolder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs file locks and signals")
 TOY = shlex.split("""--epochs 3 --save-every 1 --collect.steps 40 --collect.num-envs 2

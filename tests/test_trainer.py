@@ -11,10 +11,13 @@ import torch
 from simulus_nb.agent import Agent
 from simulus_nb.checkpoint import buffer_state
 from simulus_nb.config import preset
+from simulus_nb.learner import Learner
+from simulus_nb.loop import learn_c, learn_m, learn_v, make_agent, run_epoch
+from simulus_nb.run_folder import RunFolder
+from simulus_nb.run_log import plot_history
+from simulus_nb.run_setup import infer_specs, prepare
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import (
-    Epochs, Learner, RunFolder, Trainer, infer_specs, make_agent, plot_history
-)
+from simulus_nb.trainer import Trainer
 
 
 def toy(**changes):
@@ -142,11 +145,11 @@ def test_refusals(finished, tmp_path):
 def test_only_m_sees_rewards():
     "Falsify every stored reward and end after M has learnt: C's updates are the same."
     def c_after(change):
-        run = Epochs(toy())
+        run = prepare(toy())
         for _ in range(2):
-            run.run_epoch()
+            run_epoch(run)
         change(run.replay)
-        run.learn_c(2)
+        learn_c(run, 2)
         return torch.nn.utils.parameters_to_vector(run.agent.controller.parameters())
 
     def falsify(replay):
@@ -161,12 +164,12 @@ def test_only_m_sees_rewards():
 
 
 def test_each_stage_moves_its_own_part():
-    run = Epochs(toy())
-    run.run_epoch()
-    names = dict(learn_v="tokenizer.", learn_m="world_model.", learn_c="controller.")
+    run = prepare(toy())
+    run_epoch(run)
+    names = {learn_v: "tokenizer.", learn_m: "world_model.", learn_c: "controller."}
     for stage, prefix in names.items():
         before = copy.deepcopy(run.agent.state_dict())
-        getattr(run, stage)(2)
+        stage(run, 2)
         moved = {
             k.split(".")[0] + "."
             for k, v in run.agent.state_dict().items()

@@ -12,10 +12,12 @@ import traceback
 import torch
 from matplotlib.figure import Figure
 
-from simulus_nb import cli, distributed, trainer
+from simulus_nb import cli, distributed, learner, trainer
 from simulus_nb.config import preset
 from simulus_nb.imagination import Dream, imagine
+from simulus_nb.loop import collect, learn_c, learn_m, learn_v, tokenise
 from simulus_nb.replay import Segment
+from simulus_nb.run_setup import prepare
 
 torch.set_num_threads(1)
 
@@ -55,17 +57,17 @@ def as_two(world_model, controller, context, horizon, generator, *rest):
 def steps(task):
     "Twenty updates of each part; saves everything that they left, and the metrics."
     torch.set_default_dtype(torch.float64 if task.get("double") else torch.float32)
-    run = trainer.Epochs(toy(**task.get("changes", {})))
+    run = prepare(toy(**task.get("changes", {})))
     if distributed.processes() == 1:
-        trainer.imagine = as_two
-    found = {"play": run.collect()}
+        learner.imagine = as_two
+    found = {"play": collect(run)}
     if "v" in run.learner.optimizers:
-        found["v"] = run.learn_v(20)
-    run.tokenise()
-    found["m"] = run.learn_m(20)
+        found["v"] = learn_v(run, 20)
+    tokenise(run)
+    found["m"] = learn_m(run, 20)
     run.epoch = 10_000
     torch.manual_seed(1)
-    found["c"] = run.learn_c(20)
+    found["c"] = learn_c(run, 20)
     state = {
         f"{name}.{k}": x
         for name, part in (("agent", run.agent), ("scale", run.learner.scale))
@@ -89,7 +91,7 @@ def steps(task):
 
 def disturbed(task, rank):
     "Let this process die, or be asked to stop, at an update of M."
-    step, seen = trainer.Learner.m_step, [0]
+    step, seen = learner.Learner.m_step, [0]
 
     def m_step(self, segment):
         seen[0] += 1
@@ -98,7 +100,7 @@ def disturbed(task, rank):
         return step(self, segment)
 
     if rank in (task.get("kill"), task.get("signalled")):
-        trainer.Learner.m_step = m_step
+        learner.Learner.m_step = m_step
 
 
 def child(task, rank, port):

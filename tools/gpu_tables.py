@@ -41,9 +41,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a bare machine has the library's folder, not the library installed
 
 from simulus_nb.bench import Bench, bench, compare_table, variants
-from simulus_nb.files import write_atomic
 from simulus_nb.config import Config, preset
-from simulus_nb.trainer import Trainer, circumstances, pick_device
+from simulus_nb.files import write_atomic
+from simulus_nb.learner import pick_device
+from simulus_nb.run_folder import circumstances
+from simulus_nb.trainer import Trainer
 
 LEAST = 5.0  # seconds under which no part is begun
 SPARE = 10.0  # seconds of the minutes that no part gets: starting, ending, writing
@@ -205,7 +207,7 @@ def three_epochs(device: str, small: bool, keep: Keep, graphs: bool) -> dict:
             )
         keep(found | {"stage": "checkpoint"})
         run.save(run.folder.checkpoint)
-        run.collector.close()
+        run.state.worlds.close()
     return found | {"stage": "over"}
 
 
@@ -236,7 +238,7 @@ def profile(device: str, small: bool, keep: Keep) -> dict:
             once(work)
         found[name] = heaviest(seen.key_averages(), cuda, seconds)
         keep(found)
-    stand.collector.close()
+    stand.state.worlds.close()
     return found
 
 

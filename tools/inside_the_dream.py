@@ -26,7 +26,7 @@ import torch
 
 from simulus_nb.agent import Agent
 from simulus_nb.config import flat
-from simulus_nb.trainer import RunFolder, git_commit
+from simulus_nb.run_folder import RunFolder, git_commit
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
 STEPS = {"tokens": 20_480, "images": 40_960}                    # of PPO, all dreamt

@@ -18,8 +18,9 @@ from pathlib import Path
 from simulus_nb.config import Config, differences, flat, preset, preset_for
 from simulus_nb.evaluate import RandomAgent, evaluate
 from simulus_nb.records import TRAINING_RUN, read_record
+from simulus_nb.run_folder import RunFolder
+from simulus_nb.run_setup import env_maker, infer_specs
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import RunFolder, env_maker, infer_specs
 
 KEPT = ("epoch", "env_steps", "seconds/total", "env/return", "evaluation/return", "v/", "m/", "c/")
 # of runs with more than 100 epochs

@@ -21,7 +21,8 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from simulus_nb.config import preset
-from simulus_nb.trainer import Stages
+from simulus_nb.loop import collect, tokenise
+from simulus_nb.run_setup import prepare
 
 FILE = Path(__file__).with_name("counts.json")
 UNITS = {"ops": "operations", "gbytes": "GB of traffic", "peak_gib": "GiB at the peak",
@@ -117,10 +118,10 @@ def measure(device, precision: str, parts: str, show, changes: dict) -> dict[str
     config = preset("atari100k").change({
         "device": "cuda", "precision": precision, "tokenizer.image.perceptual": "random",
         "collect.steps": 48} | changes)
-    run, found = Stages(config), {}
+    run, found = prepare(config), {}
     v, m, c, g = config.train_v, config.train_m, config.train_c, run.generator
-    run.collect()
-    run.tokenise()
+    collect(run)
+    tokenise(run)
     draw = {"v": lambda: run.replay.frames(v.batch, g),
             "m": lambda: run.replay.segments(m.batch, m.segment, m.context, g),
             "c": lambda: run.replay.contexts(c.batch, c.burn_in, g)}

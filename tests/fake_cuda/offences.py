@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from simulus_nb.controller import sample_categorical
-from simulus_nb.trainer import adamw, average, update
+from simulus_nb.learner import adamw, update
+from simulus_nb.loop import average
 from simulus_nb.vqvae import nearest_entry
 
 CPU_GENERATOR = torch.Generator()
@@ -61,13 +62,13 @@ def array_of_a_cuda_tensor(device):
     np.asarray(on(3))
 
 
-@offence("synchronisation by tolist in an update", "trainer.py", "(average)")
+@offence("synchronisation by tolist in an update", "loop.py", "(average)")
 def a_list_in_an_update(device):
     with device.no_waiting("an update"):
         average([{"loss": on()}])
 
 
-@offence("synchronisation by tolist while a CUDA graph is recorded", "trainer.py", "(average)")
+@offence("synchronisation by tolist while a CUDA graph is recorded", "loop.py", "(average)")
 def a_list_in_a_recording(device):
     with recording():
         average([{"loss": on()}])

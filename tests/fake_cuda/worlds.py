@@ -14,10 +14,11 @@ import fake                             # before torch
 import numpy as np
 import torch
 
-from simulus_nb import checkpoint, film, replay, trainer
+from simulus_nb import checkpoint, film, interrupt, learner, replay, resume, trainer
 from simulus_nb.agent import Agent, Policy
 from simulus_nb.config import preset
 from simulus_nb.dream import DreamEnv
+from simulus_nb.run_setup import env_maker
 
 WORLDS = {"catch": ("catch", {}), "cartpole": ("small", {}),
           "parcels": ("small", {"env": "simulus/Parcels-v0"}),
@@ -45,7 +46,7 @@ def watch_updates(device) -> None:
     """No update waits for the device but the first of its kind, which makes tables; nor does
     drawing a batch once the lists of rows are made."""
     for name in ("v_step", "m_step", "c_step"):
-        @around(trainer.Learner, name)
+        @around(learner.Learner, name)
         def step(method, self, *args, name=name):
             warm = self.__dict__.setdefault("seen", set())
             key = name, *args[1:]
@@ -114,7 +115,7 @@ def without_numbers() -> None:
     be sound."""
     checkpoint.ThreadPoolExecutor = Here
     checkpoint.check_saved = lambda *args: None
-    trainer.Repeated.is_stored = lambda *args: True
+    resume.is_stored = lambda *args: True
     film.whole_windows = lambda buffer, count, length, generator=None: buffer.segments(
         3, min(length, 5), generator=generator)
 
@@ -123,11 +124,11 @@ def stop_after(steps: int) -> None:
     "Ask for a stop during M's first stage."
     seen = [0]
 
-    @around(trainer.Learner, "m_step")
+    @around(learner.Learner, "m_step")
     def step(method, self, *args):
         seen[0] += 1
         if seen[0] == steps:
-            trainer.Signals.active.asked = True
+            interrupt.Signals.active.asked = True
         return method(self, *args)
 
 
@@ -136,7 +137,7 @@ def the_whole_agent(config, folder: Path) -> None:
     try:
         trainer.Trainer(config, folder, progress=False).train()
         raise AssertionError("the run was not stopped")
-    except trainer.Stopped:
+    except interrupt.Stopped:
         pass
     run = trainer.Trainer(None, folder, resume=True, progress=False)
     assert run.device.type == "cuda" and run.cursor.stage == "m"
@@ -146,11 +147,11 @@ def the_whole_agent(config, folder: Path) -> None:
     assert media >= {"curves.png", "dream.png", "dream.mp4", "dream-error.png"}
     again = trainer.Trainer(None, folder, resume=True, progress=False)
     assert again.train().result == run.result
-    assert torch.equal(again.generator.get_state(), run.generator.get_state())
+    assert torch.equal(again.state.generator.get_state(), run.state.generator.get_state())
 
     agent = Agent.load(folder, device="cuda")
     assert all(p.is_cuda for p in agent.parameters()) and all(b.is_cuda for b in agent.buffers())
-    world = trainer.env_maker(config, training=False)()
+    world = env_maker(config, training=False)()
     obs, _ = world.reset(seed=0)
     for temperature in (1.0, 0.0):
         assert world.action_space.contains(agent.act(obs, temperature=temperature))

@@ -78,7 +78,7 @@ def moments(
         watch(os, name)
     watch(Path, "write_text", lambda args: args[0])
     watch(checkpoint, "save_file", lambda args: args[1])
-    watch(trainer.Run, "log", lambda args: args[0].folder.metrics)
+    watch(trainer.Session, "log", lambda args: args[0].folder.metrics)
     return moment
 
 
