@@ -49,7 +49,7 @@ def quick(monkeypatch):
     "No pictures at the end of a run."
     monkeypatch.setattr("simulus_nb.trainer.dream_media", lambda *a, **k: {})
     monkeypatch.setattr(
-        Trainer, "finish", lambda self: setattr(self, "result", self.evaluate()) or self
+        "simulus_nb.trainer.finish", lambda self: setattr(self, "result", self.evaluate()) or self
     )
 
 
