@@ -21,7 +21,8 @@ from .config import Config
 from .evaluate import evaluate
 from .film import Film, whole
 from .run_setup import env_maker
-from .spaces import UserError, reason
+from .spaces import UserError
+from .validation import reason
 
 # %% ../nbs/21_cli.ipynb #c017
 class CannotDraw(UserError):

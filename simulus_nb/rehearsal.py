@@ -33,7 +33,8 @@ from .learner import Learner, update
 from .loop import make_agent
 from .perceptual import PerceptualLoss
 from .replay import Segment, obs_dtype, row_bytes
-from .spaces import ActionSpec, ObsSpec, UserError, reason
+from .spaces import ActionSpec, ObsSpec, UserError
+from .validation import reason
 
 # %% ../nbs/35_doctor.ipynb #c005
 def storages(tree: object) -> list[torch.UntypedStorage]:

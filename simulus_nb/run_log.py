@@ -22,7 +22,8 @@ from .distributed import rank
 from .evaluate import notice
 from .files import DamagedError, MissingError, read_bytes, write_atomic, writing
 from .run_folder import RunFolder
-from .spaces import UserError, reason
+from .spaces import UserError
+from .validation import reason
 
 # %% ../nbs/E_runs.ipynb #c050
 def find_tracker(name: str) -> Any:             # none, wandb or trackio

@@ -29,8 +29,9 @@ from .distributed import processes
 from .evaluate import Evaluation, human_normalised, seldom
 from .files import read_json
 from .run_folder import RunFolder
-from .spaces import UserError, reason
+from .spaces import UserError
 from .trainer import Trainer
+from .validation import reason
 
 # %% ../nbs/21_cli.ipynb #c011
 def announce(trainer: Trainer) -> str:
