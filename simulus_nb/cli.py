@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['registry', 'PRESET_HELP', 'IMPORT_HELP', 'LENGTH', 'Device', 'Which', 'WHICH_HELP', 'Run', 'COMMANDS', 'LESS',
            'json_object', 'given_path', 'starting_point', 'TrainCommand', 'typed', 'says_what', 'resumed', 'media_of',
-           'EvaluateCommand', 'load_replay', 'DreamCommand', 'BenchCommand', 'DoctorCommand', 'SuiteCommand',
-           'read_options', 'translated', 'parse', 'of_program', 'perform', 'main']
+           'EvaluateCommand', 'load_replay', 'DreamCommand', 'BenchCommand', 'DoctorCommand', 'BaselinesCommand',
+           'SuiteCommand', 'read_options', 'translated', 'parse', 'of_program', 'perform', 'main']
 
 # %% ../nbs/21_cli.ipynb #c002
 import argparse
@@ -403,6 +403,52 @@ class DoctorCommand:
                 self.json.write_text(text + "\n", encoding="utf8")
         return 0 if found["ready"] else 1
 
+# %% ../nbs/21_cli.ipynb #c023le3
+from .baselines import Match, PLAYERS, challenge, check_player, table, who_can
+
+# %% ../nbs/21_cli.ipynb #c023le2
+@dataclass(frozen=True)
+class BaselinesCommand:
+    """Let others play: random, the best constant action, a rule, DQN, PPO, SAC. They get the world
+    of the preset, as many steps, and the evaluation episodes of a run with that seed."""
+    env: str = field(metadata=dict(help="Gymnasium id"))
+    steps: int | None = field(default=None, metadata=dict(
+        help="environment steps to learn from; without it as many as the preset's run", low=1))
+    seed: int = field(default=0, metadata=dict(help="of learning and evaluation", low=0))
+    players: tuple[str, ...] = field(default=(), metadata=dict(
+        help=f"some of {', '.join(PLAYERS)}; without it all that this world allows"))
+    episodes: int = field(default=100, metadata=dict(help="of each evaluation", low=1))
+    out: Path = field(default=Path("runs/baselines"), metadata=dict(
+        help="folder of the records, one file for each player"))
+
+    @property
+    def config(self) -> Config:
+        "The settings of a run in this world."
+        check_ranges(self)
+        config = replace(preset(preset_for(self.env)), env=self.env, seed=self.seed)
+        return config if self.steps is None else config.for_steps(self.steps)
+
+    def match(self) -> Match:
+        "What all players are given."
+        c, n = self.config, cost(self.config)
+        return Match(
+            self.env, lambda training: env_maker(c, training)(), self.steps or n["env_steps"],
+            self.seed, self.episodes, c.evaluation.max_steps, c.evaluation.num_envs,
+            updates=(n["m"] + n["c"]) / n["env_steps"], obs_kinds=c.obs_kinds
+        )
+
+    def run(self, command: str) -> None:
+        "Play, print and write; `UserError` before anything is played if somebody cannot."
+        match, records = self.match(), []
+        players = self.players or who_can(match)
+        for name in players:
+            check_player(name, match)
+        for name in players:
+            records.append(challenge(name, match, command))
+            path, score = records[-1].write(self.out), score_text(self.env, records[-1].result)
+            print(f"{name:<12}{score}; {path}", flush=True)
+        print(f"\n{table(records)}")
+
 # %% ../nbs/21_cli.ipynb #c025
 @dataclass(frozen=True)
 class SuiteCommand:
@@ -491,7 +537,7 @@ def read_options(argv: Sequence[str], base: Config):
             f"{command + ' ' if command in COMMANDS else ''}--help)"
         ) from None
 
-COMMANDS = ("train", "evaluate", "dream", "bench", "doctor", "suite")
+COMMANDS = ("train", "evaluate", "dream", "bench", "doctor", "suite", "baselines")
 
 # %% ../nbs/21_cli.ipynb #c027a1
 def translated(argv: Sequence[str]) -> list[str]:

@@ -1,0 +1,324 @@
+"""Opponents: constants by enumeration, rules at their known values, equal seeds, records that come
+back, complaints in one line, and the test of "learnt"."""
+import itertools
+import json
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces as gs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulus_nb import baselines
+from simulus_nb.baselines import (
+    PLAYERS, PUBLISHED, Learner, Match, Numbers, Player, Record, best_of_random, challenge,
+    check_player, constants, fitted, lead, learnt, numbers, play, plot, published, rule_player,
+    shortest, table, way, who_can
+)
+from simulus_nb.cli import main
+from simulus_nb.catch import CATCH
+from simulus_nb.envs import make_env
+from simulus_nb.spaces import ObsSpec, UserError
+
+
+class Prefers(gymnasium.Env):
+    "Five steps; each is worth minus the distance of the action from the best one."
+    observation_space = gs.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, space, best):
+        self.action_space, self.best = space, np.asarray(best)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(np.asarray(action, self.action_space.dtype))
+        self.t += 1
+        lost = float(np.abs(np.asarray(action) - self.best).sum())
+        seen = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return seen, -lost, False, self.t == 5, {}
+
+
+def match_of(space, best, **changes):
+    match = Match("Prefers", lambda training: Prefers(space, best), 200, episodes=6, num_envs=4,
+                  every=100, interim=2)
+    return replace(match, **changes)
+
+
+def world(env_id, **changes):
+    options = {"image_size": 32} if env_id == CATCH else {}
+    match = Match(env_id, lambda training: make_env(env_id, **options), 400, episodes=20)
+    return replace(match, **changes)
+
+
+@pytest.mark.parametrize("space,best", [
+    (gs.Discrete(4), 3), (gs.Discrete(3, start=-1), -1), (gs.MultiDiscrete([2, 3]), [1, 2]),
+    (gs.MultiBinary(3), [1, 0, 1]), (gs.Box(-2, 2, (1,)), [0]), (gs.Box(-2, 2, (1,)), [2]),
+    (gs.Box(-1, 3, (2,)), [3, -1]), (gs.Box(-1, 3, (2, 2)), [[3, -1], [-1, 3]])
+], ids=str)
+def test_the_best_constant_action_is_found(space, best):
+    record = challenge("constant", match_of(space, best))
+    assert record.settings["action"] == np.asarray(best).tolist()
+    assert record.returns == (0.0,) * 6 and record.settings["tried"] == len(constants(space))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.floats(-3, 0), st.floats(0.5, 3))
+def test_constants_of_a_box(dims, low, high):
+    "Centre first; all corners where they are few, else each end of each entry; all inside."
+    space = gs.Box(low, high, (dims,), np.float64)
+    found = [tuple(a) for a in constants(space)]
+    assert found[0] == pytest.approx(((low + high) / 2,) * dims)
+    corners = set(itertools.product((low, high), repeat=dims))
+    assert (corners <= set(found)) == (dims < 6)
+    assert len(found) == 1 + (2**dims if dims < 6 else 2 + 2 * dims)
+    assert all(space.contains(np.array(a)) for a in found)
+
+
+@pytest.mark.parametrize("space", [gs.Box(-np.inf, 1, (1,)), gs.Text(3)], ids=str)
+def test_no_constants_without_bounds(space):
+    with pytest.raises(UserError, match="no list of constant actions"):
+        constants(space)
+
+
+def test_rules_reach_their_known_values():
+    assert challenge("rule", world(CATCH, episodes=60)).returns == (1.0,) * 60
+    assert challenge("rule", world("CartPole-v1", episodes=40)).result.mean > 450
+
+
+@pytest.mark.parametrize("look", ["night", "paper"])
+@pytest.mark.parametrize("rows,cols,size", [(10, 5, 32), (6, 7, 21), (16, 8, 48)])
+def test_the_rule_of_catch_reads_any_board(look, rows, cols, size):
+    "Wherever the paddle can still be below the ball in time."
+    make = lambda training: make_env(CATCH, image_size=size, rows=rows, cols=cols, look=look)
+    match = Match(CATCH, make, 0, episodes=20)
+    assert play(match, rule_player(match)[0], 20, 3).returns == (1.0,) * 20
+
+
+@pytest.mark.parametrize("env_id,least", [
+    ("MiniGrid-Empty-6x6-v0", 0.9), ("MiniGrid-DoorKey-5x5-v0", 0.9),
+    ("MiniGrid-FourRooms-v0", 0.5), ("MiniGrid-MultiRoom-N2-S4-v0", 0.6)
+])
+def test_search_finds_the_goal_of_minigrid(env_id, least):
+    pytest.importorskip("minigrid")
+    record = challenge("rule", world(env_id, episodes=5))
+    assert min(record.returns) > least and record.settings == {"rule": "shortest"}
+
+
+def test_a_plan_is_what_happens():
+    "The plan made at the beginning leads to the goal, and none of its parts is skipped."
+    pytest.importorskip("minigrid")
+    for seed in range(4):
+        env = make_env("MiniGrid-DoorKey-6x6-v0")
+        env.reset(seed=seed)
+        plan = way(env)
+        for i, action in enumerate(plan):
+            assert shortest({"": np.zeros((1, 1))}, [env]) == [way(env)[0]]
+            assert len(way(env)) == len(plan) - i
+            _, reward, over, _, _ = env.step(action)
+            assert over == (i == len(plan) - 1)
+        assert reward > 0.9
+        env.close()
+
+
+def test_replay_does_it_again():
+    match = match_of(gs.Discrete(3), 2)
+    actions, best = best_of_random(match)
+    record = challenge("replay", match)
+    assert set(record.returns) == {best} == {record.curve[0][1]} and record.steps == 200
+    assert best == -sum(abs(int(a) - 2) for a in actions[:5])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["random", "constant", "replay", "ppo", "dqn"])
+def test_equal_seeds_equal_records(name):
+    "And nobody's random numbers are touched."
+    pytest.importorskip("stable_baselines3")
+    match = match_of(gs.Discrete(3), 1, steps=300)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, two = (challenge(name, match) for _ in range(2))
+    assert replace(one, cpu_seconds=0) == replace(two, cpu_seconds=0)
+    assert torch.equal(before, torch.get_rng_state())
+    other = challenge(name, replace(match, seed=1))
+    assert other.returns != one.returns or name != "random"
+
+
+@pytest.mark.parametrize("name,space,best", [
+    ("dqn", gs.Discrete(3), 2), ("dqn-more", gs.Discrete(3, start=1), 1),
+    ("ppo", gs.MultiDiscrete([2, 2]), [1, 1]), ("ppo", gs.Box(-2, 2, (1,)), [2]),
+    ("sac", gs.Box(-2, 2, (1,)), [1])
+], ids=str)
+def test_model_free_players(name, space, best):
+    "They learn from the match's steps, show a curve, and play actions that the world takes."
+    pytest.importorskip("stable_baselines3")
+    record = challenge(name, match_of(space, best, updates=2.0))
+    assert 192 <= record.steps <= 200 and record.cpu_seconds > 0 and len(record.returns) == 6
+    assert [s for s, _ in record.curve[:2]] == pytest.approx([100, 200], abs=8)
+    assert record.settings["source"].startswith("defaults of Stable-Baselines3")
+    assert name != "dqn-more" or record.settings["gradient_steps"] == 8
+
+
+def test_dqn_learns_the_best_action():
+    pytest.importorskip("stable_baselines3")
+    match = match_of(gs.Discrete(2), 1, steps=600, updates=0.5, every=1_000)
+    assert challenge("dqn-more", match).result.mean == 0
+
+
+def test_published_settings_are_arguments_there():
+    "Each table is accepted by its algorithm; budgets and schedules are cut to the match."
+    pytest.importorskip("stable_baselines3")
+    for algorithm, tables in PUBLISHED.items():
+        for env in tables:
+            space, best = (gs.Box(-1, 1, (1,)), [0]) if env == "Pendulum-" else (gs.Discrete(2), 0)
+            match = match_of(space, best, steps=100, env=env + "v1")
+            found, source = fitted(algorithm, match)
+            assert source and found.keys() >= published(algorithm, match.env)[0].keys()
+            assert found.get("buffer_size", 0) <= 100 and found.get("learning_starts", 0) <= 10
+            found |= {"frame_stack": 1} if env == "ALE/" else {}
+            Learner(algorithm, match, found).worlds.close()
+
+
+class Pictures(gymnasium.Env):
+    "A grey picture that counts; three steps."
+    action_space = gs.Discrete(2)
+
+    def __init__(self, side):
+        self.observation_space = gs.Box(0, 255, (side, side, 3), np.uint8)
+
+    def look(self):
+        return np.full(self.observation_space.shape, self.t, np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 1
+        return self.look(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.look(), 0.0, False, self.t == 4, {}
+
+
+@pytest.mark.parametrize("side,stack", [(36, 1), (36, 4), (8, 1)])
+def test_frames_are_stacked_as_in_training(side, stack):
+    "What the network reads in evaluation is what it read while learning."
+    pytest.importorskip("stable_baselines3")
+    match = match_of(None, 0, make=lambda training: Pictures(side), steps=16)
+    learner = Learner("ppo", match, {"n_steps": 8, "batch_size": 8, "frame_stack": stack})
+    train, obs = [learner.worlds.reset()], None
+    for _ in range(5):
+        train.append(learner.worlds.step(np.array([0]))[0])
+    seen = []
+    learner.model.predict = lambda x, deterministic: (seen.append(x.copy()), (np.zeros(1, int),))[1]
+    act = learner.player().policy(1)
+    for t, start in ((1, True), (2, False), (3, False), (1, True), (2, False), (3, False)):
+        obs = {learner.obs_spec.modalities[0].key: np.full((1, side, side, 3), t, np.uint8)}
+        act(obs, np.array([start]))
+    assert all(np.array_equal(a, b) for a, b in zip(train, seen)) and len(seen) == 6
+    learner.worlds.close()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**31))
+def test_numbers_of_all_kinds(a, b, seed):
+    "One-hot rows sum to the number of categories; vectors are unchanged; a batch is its rows."
+    space = gs.Dict(v=gs.Box(-5, 5, (a,)), c=gs.MultiDiscrete([a + 1, b]),
+                    m=gs.MultiDiscrete(np.full((2, b, 2), 3)))
+    space.seed(seed)
+    spec, raw = ObsSpec.from_space(space), [space.sample() for _ in range(3)]
+    flat = [spec.flatten(o) for o in raw]
+    rows = numbers(spec, {k: np.stack([o[k] for o in flat]) for k in flat[0]})
+    for row, o, f in zip(rows, raw, flat):
+        assert np.array_equal(row, numbers(spec, {k: x[None] for k, x in f.items()})[0])
+        assert row.sum() == pytest.approx(o["v"].sum() + 2 + 4 * b, abs=1e-4)
+    assert rows.shape == (3, a + a + 1 + b + 3 * 4 * b) and rows.dtype == np.float32
+
+
+def test_records_read_back_equal(tmp_path):
+    record = challenge("constant", match_of(gs.Box(-2, 2, (2,)), [2, -2]), "a command")
+    path = record.write(tmp_path / "deep" / "er")
+    assert Record.read(path) == record and record.command == "a command"
+    assert replace(record, env="my:Odd/World v1").file == "my-Odd-World-v1-constant-seed0.json"
+
+
+@pytest.mark.parametrize("change", [
+    {"returns": []}, {"returns": [1.0]}, {"seed": "0"}, {"curve": [[1]]}, {"more": 1}, None
+], ids=str)
+def test_what_is_no_record_is_refused(tmp_path, change):
+    path = challenge("constant", match_of(gs.Discrete(2), 1)).write(tmp_path)
+    content = json.loads(path.read_text()) | change if change else []
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is no player's record"):
+        Record.read(path)
+
+
+def test_complaints_take_one_line(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("stable_baselines3")
+    for words, said in {
+        "--env CartPole-v1 --players nobody": "unknown player 'nobody'",
+        "--env Pendulum-v1 --players dqn": "dqn chooses among numbered actions",
+        "--env CartPole-v1 --players sac": "sac needs continuous actions",
+        "--env Pendulum-v1 --players rule": "no rule is known for Pendulum-v1",
+        "--env CartPole-v1 --steps 0": "steps = 0 is out of range",
+        "--env Nowhere-v1": "Nowhere-v1", "": "--env",
+    }.items():
+        assert main(["baselines", *words.split(), "--out", str(tmp_path / "out")]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and said in lines[0]
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(baselines, "import_module", lambda name: __import__("no_such_package"))
+    with pytest.raises(UserError, match=r'pip install "simulus-nb\[baselines\]"'):
+        check_player("ppo", match_of(gs.Discrete(2), 0))
+
+
+def test_the_command_writes_a_record_for_each_player(capsys, tmp_path):
+    line = f"baselines --env {CATCH} --steps 300 --seed 3 --episodes 10 --out {tmp_path} --players"
+    assert main([*line.split(), "constant", "rule"]) == 0
+    records = [Record.read(path) for path in sorted(tmp_path.iterdir())]
+    assert [r.player for r in records] == ["constant", "rule"] and records[0].seed == 3
+    assert records[1].returns == (1.0,) * 10 and table(records) in capsys.readouterr().out
+    assert records[0].command.startswith("simulus-nb baselines --env")
+
+
+def test_who_can_play_where():
+    assert who_can(world("Pendulum-v1")) == ["random", "constant", "replay", "ppo", "sac"]
+    assert who_can(world("CartPole-v1")) == [n for n in PLAYERS if n != "sac"]
+
+
+def test_a_players_worlds_are_those_of_its_evaluation():
+    match, seen = match_of(gs.Discrete(2), 1), []
+    def begin(n, generator, worlds):
+        return lambda obs, starts: seen.append((n, list(worlds))) or np.ones(n, int)
+    play(match, Player(*match.specs(), begin), 3, 0)
+    assert {n for n, _ in seen} == {3} and {len(w) for _, w in seen} == {3}
+    assert Numbers(match.make(True), match.specs()[0]).observation_space.shape == (2,)
+
+
+def invented(player, seed, returns):
+    "A record of nothing but returns."
+    return Record(player, "World", seed, 0, ((10, 1.0), (20, 2.0)), tuple(returns),
+                  (1,) * len(returns), 0.0, {}, {}, "")
+
+
+def test_learnt_takes_four_of_five_seeds():
+    idle = [invented("constant", s, [0.0, 1.0, 2.0]) for s in range(5)]
+    idle += [invented("random", s, [-9.0] * 3) for s in range(5)]
+    ours = [invented("ours", s, [1.0, 2.1, 2.9]) for s in range(5)]
+    worse = [invented("ours", s, [0.0, 1.1, 1.9]) for s in range(5)]
+    assert learnt(ours, idle) and learnt(ours[:4] + worse[4:], idle)
+    assert not learnt(ours[:3] + worse[3:], idle) and not learnt(worse, idle)
+    assert lead(ours[0], idle[0])[0] == pytest.approx(1.0)
+    for bad in (ours + ours, [ours[0], idle[1]]):
+        with pytest.raises(UserError, match="one for each seed"):
+            learnt(bad, idle)
+    with pytest.raises(UserError, match="no record of seed 4"):
+        learnt(ours, idle[:4])
+    with pytest.raises(UserError, match="nobody to compare with"):
+        learnt(ours, ours)
+    with pytest.raises(UserError, match="different episodes"):
+        lead(ours[0], idle[1])
+    assert len(plot(ours + idle).axes[0].lines) == 5 * 2 * 3
