@@ -148,7 +148,7 @@ class ActionRepeat(gymnasium.Wrapper):
         total = 0.0
         for _ in range(self.repeat):
             obs, reward, terminated, truncated, info = self.env.step(action)
-            total += reward                                         # Eq. (1.5)
+            total += reward                                         # Eq. (A.1)
             if terminated or truncated:
                 break
         return obs, total, terminated, truncated, info

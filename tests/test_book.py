@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BOOKS = sorted(
-    p
-    for p in (ROOT / "nbs").glob("**/*.ipynb")
-    if not p.name.startswith(("_", ".")) and ".ipynb_checkpoints" not in p.parts
-)
+BOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if not p.name.startswith(("_", ".")))
+BEGINNINGS = sorted((ROOT / "nbs" / "modules").glob("*.ipynb"))
 MODULES = sorted((ROOT / "simulus_nb").glob("**/*.py"))
 LARGEST = 3 * 2**19                                             # 1.5 MiB
 # Pieces of words, so that this file does not find itself.
@@ -21,6 +18,16 @@ FORBIDDEN = [
     "/wo" "rk/", "../sha" "red", "/opt/py" "pi", "/opt/whe" "els", "python" "hosted",
     "/tm" "p/", "/ro" "ot/", "/ho" "me/"
 ]
+
+
+# of an equation: chapter, then place in it; 8.1, 8.1a, B.3
+NUMBER = r"(?:\d+|[A-Z])\.\d+[a-z]?"
+
+
+def label(path):
+    "'8' for 08_retention, 'B' for B_accelerate; None for a page without a number."
+    found = re.match(r"(?:0?(\d+)|([A-Z]))_", path.name) if path.name[:3] != "000" else None
+    return found and (found[1] or found[2])
 
 
 def cells(path, kind=None):
@@ -51,9 +58,9 @@ def tags(path):
 def citations(text):
     "Numbers cited as Eq. (c.n), also in lists: Eqs. (c.1), (c.2) and (c.3)."
     lists = re.findall(
-        r"\bEqs?\.?:?\s*((?:\(\d+\.\d+[a-z]?\)(?:\s*(?:[,;/=–-]|and|to|or)\s*)*)+)", text
+        rf"\bEqs?\.?:?\s*((?:\({NUMBER}\)(?:\s*(?:[,;/=–-]|and|to|or)\s*)*)+)", text
     )
-    return {number for one in lists for number in re.findall(r"\d+\.\d+[a-z]?", one)}
+    return {number for one in lists for number in re.findall(NUMBER, one)}
 
 
 def cited_by_code(text):
@@ -62,7 +69,7 @@ def cited_by_code(text):
         n
         for line in text.splitlines()
         if re.search(r"\bEqs?\b", line)
-        for n in re.findall(r"\((\d+\.\d+[a-z]?)\)", line)
+        for n in re.findall(rf"\(({NUMBER})\)", line)
     }
 
 
@@ -93,7 +100,7 @@ def test_equations_are_numbered(path):
     bodies, numbers = equations(path), tags(path)
     assert not [body for body in bodies if body.count(r"\tag{") != 1]
     if numbers:
-        chapter = int(path.name[:2])
+        chapter = label(path)
         parts = [re.fullmatch(rf"{chapter}\.(\d+)([a-z]?)", n).groups() for n in numbers]
         order = [(int(n), letter) for n, letter in parts]
         assert order == sorted(set(order))
@@ -101,8 +108,8 @@ def test_equations_are_numbered(path):
 
 
 def test_chapters_have_their_own_number():
-    numbers = [p.name[:2] for p in BOOKS if p.name[:2].isdigit()]
-    assert len(numbers) == len(set(numbers))
+    labels = [label(p) for p in BOOKS if p.stem not in ("index", "000_quickstart")]
+    assert None not in labels and len(labels) == len(set(labels))
 
 
 @books
@@ -110,7 +117,7 @@ def test_equations_are_computed_and_checked(path):
     code = cells(path, "code")
     computed = cited_by_code("\n".join(code)) | IN_LIBRARY
     checked = {
-        n for source in code if checks(source) for n in re.findall(r"\((\d+\.\d+[a-z]?)\)", source)
+        n for source in code if checks(source) for n in re.findall(rf"\(({NUMBER})\)", source)
     }
     assert set(tags(path)) <= computed, f"no code line cites {sorted(set(tags(path)) - computed)}"
     assert set(tags(path)) <= checked, f"no check cell mentions {sorted(set(tags(path)) - checked)}"
@@ -166,6 +173,38 @@ def test_notebook_opens_with_title(path):
     )
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in BOOKS if p.stem not in ("index", "Y_gallery")], ids=lambda p: p.stem
+)
+def test_figures_are_numbered_and_have_a_caption(path):
+    """Below a cell that shows a picture or a film stands its caption, `*Figure 8.1. ...*`, numbered
+    in order: a text, or what the next cell makes."""
+    page = json.loads(path.read_text(encoding="utf8"))["cells"]
+    text = lambda x: "".join(x)
+    made = lambda c: [o.get("data", {}) for o in c.get("outputs", [])]
+    shows = lambda c: (
+        any("image/png" in d or "<video" in text(d.get("text/html", "")) for d in made(c))
+        or c["cell_type"] == "markdown" and "![" in text(c["source"])
+    )
+    says = lambda c: text(c["source"]) if c["cell_type"] == "markdown" else "".join(
+        text(d.get("text/markdown", "")) for d in made(c)
+    )
+    below = [says(b) for c, b in zip(page, page[1:]) if shows(c)]
+    numbers = [f"{label(path) or 'Q'}.{i}" for i in range(1, len(below) + 1)]
+    bare = [n for n, said in zip(numbers, below) if not said.startswith(f"*Figure {n}.")]
+    assert not bare and not shows(page[-1]), f"no caption below the pictures {bare}"
+
+
+@pytest.mark.parametrize("path", BEGINNINGS, ids=lambda p: p.stem)
+def test_a_page_that_begins_a_module_names_where_it_goes_on(path):
+    "One module, written by cells of one chapter, which the page links to."
+    name = path.stem.removeprefix("000_")
+    assert re.findall(r"#\| default_exp (\w+)", "\n".join(cells(path, "code"))) == [name]
+    exported = re.compile(rf"^#\|\s*exports? {name}$", re.M)
+    homes = [p.name for p in BOOKS if any(exported.search(s) for s in cells(p, "code"))]
+    assert re.findall(r"\]\(\.\./(\S+?)\)", "\n".join(cells(path, "markdown"))) == homes
+
+
 @books
 def test_code_cells_are_short(path):
     lengths = [
@@ -211,12 +250,12 @@ def test_nothing_points_outside_the_repository(path):
 
 
 def test_appendix_lists_every_equation():
-    "The stored table of `90_equations` is the one that the notebooks of today give."
-    path = ROOT / "nbs" / "90_equations.ipynb"
+    "The stored table of `Z_equations` is the one that the notebooks of today give."
+    path = ROOT / "nbs" / "Z_equations.ipynb"
     shown = "".join(
         json.dumps(o)
         for c in json.loads(path.read_text(encoding="utf8"))["cells"]
         if c["cell_type"] == "code"
         for o in c["outputs"]
     )
-    assert set(re.findall(r"\*\*\((\d+\.\d+[a-z]?)\)\*\*", shown)) == ALL_TAGS
+    assert set(re.findall(rf"\*\*\(({NUMBER})\)\*\*", shown)) == ALL_TAGS

@@ -1,4 +1,4 @@
-"""Chapter 32 in full: the world model that it looks into, and agents of another library that
+"""Chapter 26 in full: the world model that it looks into, and agents of another library that
 practise in its dreams.
 
     simulus-nb train --seed 0 --threads 1 --collect.epsilon 1 --train-c.start 1000000 \\
@@ -34,7 +34,7 @@ STEPS = {"tokens": 20_480, "images": 40_960}                    # of PPO, all dr
 
 def chapter() -> dict:
     "The definitions of the experiment, from the chapter's cells that name this file."
-    cells = json.loads((NBS / "32_inside_the_dream.ipynb").read_text(encoding="utf8"))["cells"]
+    cells = json.loads((NBS / "26_inside_the_dream.ipynb").read_text(encoding="utf8"))["cells"]
     sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     names: dict = {}
     exec("\n".join(s for s in sources if Path(__file__).name in s), names)
