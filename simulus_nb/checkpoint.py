@@ -352,7 +352,7 @@ def load_checkpoint(
     problems = []
     for save in saves:
         try:
-            found = _read(save, groups, device, check)
+            found = _read(save, groups, device, check)          # Eq. (15.2), its left side
             if use is not None:
                 use(found)
         except DamagedError as e:

@@ -517,7 +517,7 @@ def read_options(argv: Sequence[str], base: Config):
         Annotated[EvaluateCommand, name("evaluate")], Annotated[DreamCommand, name("dream")],
         Annotated[BenchCommand, name("bench", default=BenchCommand(base))],
         Annotated[DoctorCommand, name("doctor", default=DoctorCommand(base))],
-        Annotated[SuiteCommand, name("suite")]
+        Annotated[SuiteCommand, name("suite")], Annotated[BaselinesCommand, name("baselines")]
     ]
     about = "Train, watch and measure agents that learn in the dreams of a token-based world model."
     box = io.StringIO()

@@ -150,7 +150,7 @@ class Learner:
     ):
         self.agent, self.config, self.generator = agent, config, generator
         self.arithmetic, self.team = arithmetic, team
-        self.optimizers = optimizers_of(agent, config)
+        self.optimizers = optimizers_of(agent, config)      # Eq. (19.5): each moves its own part
         self.perceptual = _perceptual_of(agent, config)
         c = config.train_c
         self.scale = ReturnScale(c.scale_window, batch=c.batch * (c.horizon - 1)).to(agent.device)
@@ -195,7 +195,7 @@ class Learner:
         with (self.arithmetic(model, controller),
               self.team.own_noise(self.generator, self.agent.device) as generator):
             dream = imagine(model, controller, Segment(**context), c.horizon, generator,
-                            c.context, self.predict)
+                            c.context, self.predict)            # Eq. (19.6): no real reward
         controller.train()                                  # cuDNN's LSTM learns in no other mode
         with self.arithmetic(controller):
             loss_of = self.losses["c" if actor else "critic"]
