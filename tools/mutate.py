@@ -147,15 +147,13 @@ def notice(mutant: Mutant, source: str, limit: int) -> str:
         notebook = nbformat.read(path, 4)
         next(c for c in notebook.cells if c.id == mutant.cell).source = source
         nbformat.write(notebook, path)
-        python = [sys.executable, "-m"]
-        script = "from nbdev.export import nb_export; import sys; nb_export(*sys.argv[1:])"
-        export = [sys.executable, "-c", script, str(path), str(copy / "simulus_nb")]
-        if not run(export, copy / "nbs", copy, limit):
+        export = "from nbdev.doclinks import nbdev_export; nbdev_export()"
+        if not run([sys.executable, "-c", export], copy, copy, limit):
             raise RuntimeError(f"could not export {path.name}")
         if not run([sys.executable, "-c", CHAPTER, str(path)], copy / "nbs", copy, limit):
             return "chapter"
         tests = copy / "tests" / f"test_{mutant.module}.py"
-        command = [*python, "pytest", "-q", "-x", "-p", "no:cacheprovider", str(tests)]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(tests)]
         return "tests" if tests.exists() and not run(command, copy, copy, limit) else ""
 
 
