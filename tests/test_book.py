@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if not p.name.startswith(("_", ".")))
-BEGINNINGS = sorted((ROOT / "nbs" / "modules").glob("*.ipynb"))
+BEGINNINGS = sorted((ROOT / "nbs" / "000_modules").glob("*.ipynb"))
 MODULES = sorted((ROOT / "simulus_nb").glob("**/*.py"))
 LARGEST = 3 * 2**19                                             # 1.5 MiB
 # Pieces of words, so that this file does not find itself.

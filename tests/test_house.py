@@ -18,7 +18,7 @@ MODULES = pytest.mark.parametrize("name", TEXT)
 
 
 def home(name):
-    "The notebook that writes a module; a page of nbs/modules only begins its file."
+    "The notebook that writes a module; a page of nbs/000_modules only begins its file."
     found = set(re.findall(r"^# %% \.\./nbs/([^/\s]+\.ipynb)", TEXT[name], re.M))
     assert len(found) == 1, f"{name}.py is written by {sorted(found)}"
     return found.pop()
