@@ -290,6 +290,17 @@ def test_race_draws_from_softmax(N, seed, spread):
     assert chi2 < N - 1 + 6 * (2 * (N - 1)) ** 0.5 + 8
 
 
+def test_every_row_of_any_shape_is_drawn_from_its_own_distribution():
+    "Eq. (13.20) for (n, 2, 3, N) logits: the frequencies are the softmax over the last axis."
+    g, n = torch.Generator().manual_seed(0), 20_000
+    logits = torch.randn(2, 3, 4, generator=g)
+    drawn = sample_categorical(logits.expand(n, 2, 3, 4), g)
+    seen = torch.nn.functional.one_hot(drawn, 4).double().mean(0)
+    truth = logits.double().softmax(-1)
+    assert drawn.shape == (n, 2, 3)
+    assert ((seen - truth).abs() < 5 * (truth * (1 - truth) / n).sqrt()).all()
+
+
 def test_race_reproduces_and_respects_zeros():
     logits = torch.tensor([0.0, torch.finfo(torch.float32).min, 1.0, -torch.inf]).expand(5000, 4)
     draws = [sample_categorical(logits, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
