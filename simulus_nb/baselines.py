@@ -32,9 +32,9 @@ from gymnasium import spaces
 from matplotlib.figure import Figure
 
 from .agent import from_plain
-from .checkpoint import rng_state, set_rng_state
 from .files import DamagedError, read_json, write_atomic, writing
 from .evaluate import Evaluation, RandomAgent, close_all, evaluate
+from .loop import undisturbed
 from .spaces import ActionSpec, ObsSpec, UserError
 
 # %% ../nbs/27_baselines.ipynb #c005le
@@ -471,9 +471,8 @@ class Learner:
 
     def evaluate(self) -> None:
         "Add a point to the curve."
-        state = rng_state()
-        found = play(self.match, self.player(), self.match.interim, self.match.seed + 20_000)
-        set_rng_state(state)
+        with undisturbed():
+            found = play(self.match, self.player(), self.match.interim, self.match.seed + 20_000)
         self.curve.append((self.model.num_timesteps, found.mean))
 
     def player(self) -> Player:
@@ -593,13 +592,11 @@ def check_player(name: str, match: Match) -> None:
 def challenge(name: str, match: Match, command: str = "") -> Record:
     "Let a player learn, evaluate it, and write down everything; equal seeds give equal results."
     check_player(name, match)
-    state, begin = rng_state(), time.process_time()
-    try:
+    begin = time.process_time()
+    with undisturbed():
         player, curve, steps, settings = PLAYERS[name](match)
         spent = settings.pop("cpu_seconds", time.process_time() - begin)
         result = play(match, player, match.episodes, match.seed + 10_000)
-    finally:
-        set_rng_state(state)
     return Record(
         name, match.env, match.seed, steps, tuple(curve), result.returns, result.lengths,
         round(spent, 2), settings, versions(), command

@@ -45,7 +45,7 @@ from .recorder import film_episode
 from .replay import ReplayBuffer
 from .resume import fill_replay
 from .run_folder import RunFolder, agent_of, default_folder
-from .run_setup import ask_first, env_maker
+from .run_setup import ask_first, env_maker, makers_of
 from .suite import RayPool, make_jobs, markdown, run_suite
 from simulus_nb.terminal import (
     DISK, a_line_a_minute, announce, ending, how_to_resume, meter, one_line, score_text,
@@ -432,7 +432,7 @@ class BaselinesCommand:
         "What all players are given."
         c, n = self.config, cost(self.config)
         return Match(
-            self.env, lambda training: env_maker(c, training)(), self.steps or n["env_steps"],
+            self.env, makers_of(c), self.steps or n["env_steps"],
             self.seed, self.episodes, c.evaluation.max_steps, c.evaluation.num_envs,
             updates=(n["m"] + n["c"]) / n["env_steps"], obs_kinds=c.obs_kinds
         )
