@@ -663,7 +663,8 @@ def plot(records: Sequence[Record]) -> Figure:
                 ax.plot(*zip(*r.curve), color=colour, lw=1, alpha=0.7)
                 ax.plot(r.steps, r.result.mean, "o", color=colour, label=label)
             else:
-                ax.axhline(r.result.mean, color=colour, ls=":", lw=1.2, label=label)
+                dashes = (":", "--", "-.")[i % 3]       # lines may lie on one another
+                ax.axhline(r.result.mean, color=colour, ls=dashes, lw=1.2, label=label)
     ax.set(xlabel="environment steps", ylabel="return", title=records[0].env)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     plt.close(figure)
