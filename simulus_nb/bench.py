@@ -24,7 +24,7 @@ from .config import Config, cost
 from .evaluate import RandomAgent
 from .imagination import dream_step
 from .learner import pick_device
-from .loop import tokenise
+from .loop import m_batch, tokenise
 from .run_setup import prepare
 
 # %% ../nbs/E_performance.ipynb #c005
@@ -105,7 +105,10 @@ class Products(TorchDispatchMode):
         "Seconds of these products by themselves, on random numbers: Eq. (E.4)."
         def make(x):
             if type(x) is tuple and x[:1] == ("tensor",):
-                return torch.empty_strided(x[1], x[2], dtype=x[3], device=x[4]).normal_()
+                y = torch.empty_strided(x[1], x[2], dtype=x[3], device=x[4])
+                once = y.as_strided([n if s else 1 for n, s in zip(x[1], x[2])], x[2])
+                once.normal_() if y.is_floating_point() else once.zero_()   # seeds of a kernel
+                return y
             if isinstance(x, dict):
                 return {name: make(y) for name, y in x.items()}
             return type(x)(make(y) for y in x) if isinstance(x, (list, tuple)) else x
@@ -127,7 +130,9 @@ class Bench:
         self.random = RandomAgent(state.agent.obs_spec, state.agent.action_spec).policy(
             config.collect.num_envs
         )
-        rows = 4 * config.collect.num_envs * max(config.train_m.segment, config.train_c.burn_in)
+        m, envs = config.train_m, config.collect.num_envs
+        # enough for a batch of windows that are all different
+        rows = max(4 * envs * max(m.segment, config.train_c.burn_in), m.batch)
         for env, stream in enumerate(self.worlds.collect(self.random, rows)[0]):
             state.replay.extend(env, stream)
         tokenise(state)
@@ -137,19 +142,19 @@ class Bench:
         are images."""
         state = self.state
         c, replay, learner, draw = state.config, state.replay, state.learner, state.generator
-        m, d, steps = c.train_m, c.train_c, 16 * c.collect.num_envs
-        v_batch, m_batch, c_batch = (
+        d, steps = c.train_c, 16 * c.collect.num_envs
+        of_v, of_m, of_c = (
             lambda: replay.frames(c.train_v.batch, draw),
-            lambda: replay.segments(m.batch, m.segment, m.context, draw),
+            lambda: m_batch(state),
             lambda: replay.contexts(d.batch, d.burn_in, draw)
         )
-        frames, segment, context = v_batch(), m_batch(), c_batch()
+        frames, segment, context = of_v(), of_m(), of_c()
         parts = {
             "world": (lambda: self.worlds.collect(self.random, steps), steps),
             "play": (self.play, steps), "encode": (lambda: tokenise(state), len(replay)),
-            "batch of V": (v_batch, 1), "V": (lambda: learner.v_step(frames), 1),
-            "batch of M": (m_batch, 1), "M": (lambda: learner.m_step(segment), 1),
-            "batch of C": (c_batch, 1), "C": (lambda: learner.c_step(context), 1),
+            "batch of V": (of_v, 1), "V": (lambda: learner.v_step(frames), 1),
+            "batch of M": (of_m, 1), "M": (lambda: learner.m_step(segment), 1),
+            "batch of C": (of_c, 1), "C": (lambda: learner.c_step(context), 1),
             "dream": (self.dream_step(context, dream_step), 1),
             "one by one": (self.dream_step(context, one_by_one), 1)
         }
@@ -181,12 +186,12 @@ def one_by_one(M, z: Tensor, action: Tensor, memory: Tensor) -> Tensor:
     """The tokens of the next frame one after the other.
 
     Flattered: nothing is drawn or looked up in between."""
-    y, memory = M.retnet(M.embed(z[:, None], action[:, None]), memory)
+    y, memory = M.sequence(M.embed(z[:, None], action[:, None]), memory)
     y, outputs = M.xu[:1].expand(len(z), 1, 1, -1), []
     for _ in range(M.K):
-        y, memory = M.retnet(y, memory)
+        y, memory = M.sequence(y, memory)
         outputs.append(y)
-    return M.predict(torch.cat(outputs, 2)).reward
+    return M.predict(torch.cat(outputs, 2), z[:, None]).reward
 
 # %% ../nbs/E_performance.ipynb #c015
 NETWORKS = ("encode", "V", "M", "C", "dream")                   # parts that consist of products

@@ -71,6 +71,10 @@ class Catch(gymnasium.Env):
         reward = 0.0 if not landed else 1.0 if self.ball[1] == self.paddle else -1.0
         return self.render(), reward, landed, False, {}
 
+    def get_action_meanings(self):
+        "What the actions are called, in the words of Atari games."
+        return ["LEFT", "NOOP", "RIGHT"]
+
     def render(self):
         "The board as an image; the ball is drawn over the paddle."
         board = np.zeros((self.rows, self.cols), np.uint8)
@@ -84,6 +88,8 @@ OPTIONS = {     # option: (type, least, most) of what this library's own worlds 
     "image_size": (int, 1, 4_096), "training": (bool,), "render_mode": (str,),
     "action_repeat": (int, 1, 10_000), "max_episode_steps": (int, 1, 10**9),
     "frame_skip": (int, 1, 10_000), "noop_max": (int, 0, 10_000),
+    "signals": (int, 3, 8), "delay": (int, 1, 1_000), "lamps": (int | float, 0, 1),
+    "side": (int, 2, 16), "coin": (bool,),
     "clip_reward": (bool,), "life_loss_done": (bool,), "full_action_space": (bool,),
     "mode": (int, 0, 2**31 - 1), "difficulty": (int, 0, 2**31 - 1),
     "max_num_frames_per_episode": (int, 0, 2**31 - 1),

@@ -10,6 +10,7 @@ __all__ = ['processes', 'rank', 'join', 'leave', 'place', 'mine', 'everyone', 'm
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -47,6 +48,9 @@ def leave() -> None:
     "Part from the others at the end of a program."
     if processes() > 1:
         dist.destroy_process_group()
+        # the threads of gloo drop the last message's tensors, for which they need Python: one that
+        # comes when the interpreter is shutting down aborts the process
+        time.sleep(0.3)
 
 # %% ../nbs/C_scaling_out.ipynb #c007
 def place(device: torch.device) -> torch.device:

@@ -6,9 +6,9 @@
 __all__ = ['FORMAT', 'NAME', 'LARGEST_JSON', 'file_digest', 'manifest_digest', 'read_manifest', 'check_file', 'to_disk', 'write_atomic', 'DamagedError', 'MissingError', 'file_size', 'read_bytes', 'parse_json', 'read_json', 'writing', 'ran_out', 'own_name', 'alive', 'sweep', 'check_ordinary']
 
 # %% ../nbs/000_modules/000_files.ipynb #c003
-# continued by ../nbs/15_checkpoint.ipynb
+# continued by ../nbs/19_checkpoint.ipynb
 
-# %% ../nbs/15_checkpoint.ipynb #c002dc1
+# %% ../nbs/19_checkpoint.ipynb #c002dc1
 import errno
 import hashlib
 import itertools
@@ -30,26 +30,26 @@ import torch
 
 from .spaces import UserError
 
-# %% ../nbs/15_checkpoint.ipynb #c009
+# %% ../nbs/19_checkpoint.ipynb #c009
 FORMAT = 1                                          # version of the layout of a checkpoint folder
 # names of groups and files: nothing that leaves the folder
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 def file_digest(path: Path) -> str:
-    "SHA-256 of a file, read in pieces of a megabyte: $H(f)$ of Eq. (15.3)."
+    "SHA-256 of a file, read in pieces of a megabyte: $H(f)$ of Eq. (19.3)."
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         while piece := f.read(2**20):
             digest.update(piece)
-    return digest.hexdigest()                                   # H(f_i), Eq. (15.3)
+    return digest.hexdigest()                                   # H(f_i), Eq. (19.3)
 
 def manifest_digest(files: dict) -> str:
-    "Digest of the manifest's entries `{name: {size, sha256}}`: Eq. (15.4)."
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()     # Eq. (15.4)
+    "Digest of the manifest's entries `{name: {size, sha256}}`: Eq. (19.4)."
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()     # Eq. (19.4)
 
-# %% ../nbs/15_checkpoint.ipynb #c010p1
+# %% ../nbs/19_checkpoint.ipynb #c010p1
 def read_manifest(save: Path) -> dict:
-    "Entries `{name: {size, sha256}}` of the manifest in folder `save`, checked against Eq. (15.4)."
+    "Entries `{name: {size, sha256}}` of the manifest in folder `save`, checked against Eq. (19.4)."
     path = save / "manifest.json"
     try:
         manifest = read_json(path)
@@ -61,7 +61,7 @@ def read_manifest(save: Path) -> dict:
             f"{path} has format version {version}, newer than {FORMAT}: "
             "update simulus-nb to read it"
         )
-    # Eq. (15.4)
+    # Eq. (19.4)
     if (
         version != FORMAT
         or not isinstance(files, dict)
@@ -73,21 +73,21 @@ def read_manifest(save: Path) -> dict:
     return files
 
 def check_file(path: Path, entry: dict) -> None:
-    "Raise `DamagedError` unless the file has the recorded size and digest: Eq. (15.3)."
+    "Raise `DamagedError` unless the file has the recorded size and digest: Eq. (19.3)."
     try:
         size = file_size(path)
         if size != entry["size"]:
             raise DamagedError(f"{path} has {size} bytes where the manifest says {entry['size']}")
         if size > MEMORY:                       # holes cost nothing on a disk, and hours to read
             raise DamagedError(f"{path} has {size} bytes, more than the memory of this machine")
-        if file_digest(path) != entry["sha256"]:                # Eq. (15.3)
+        if file_digest(path) != entry["sha256"]:                # Eq. (19.3)
             raise DamagedError(f"{path} does not match its checksum")
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
     except (OSError, KeyError, TypeError) as e:
         raise DamagedError(f"{path} is not readable ({type(e).__name__})") from None
 
-# %% ../nbs/15_checkpoint.ipynb #c014
+# %% ../nbs/19_checkpoint.ipynb #c014
 def to_disk(path: Path) -> None:
     "Return when a file or folder is on the disk, not only in a cache."
     if path.is_dir() and os.name != "posix":
@@ -114,7 +114,7 @@ def write_atomic(
         finally:
             partial.unlink(missing_ok=True)                     # only there if something failed
 
-# %% ../nbs/15_checkpoint.ipynb #c010
+# %% ../nbs/19_checkpoint.ipynb #c010
 class DamagedError(UserError):
     "A file is not what was written; the message names it and says what is wrong with it."
 
@@ -172,7 +172,7 @@ def read_json(path: Path) -> dict:
         raise DamagedError(f"{path} is not readable (not a JSON object)")
     return value
 
-# %% ../nbs/15_checkpoint.ipynb #c014co2
+# %% ../nbs/19_checkpoint.ipynb #c014co2
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     "Around what writes for a run: an `OSError` in it gets an attribute `of_ours`, the file's name."
@@ -182,7 +182,7 @@ def writing(path: str | Path) -> Iterator[None]:
         e.of_ours = str(e.filename or path)
         raise
 
-# %% ../nbs/15_checkpoint.ipynb #c014co5
+# %% ../nbs/19_checkpoint.ipynb #c014co5
 _NO_ROOM = re.compile(
     "out of memory|can't allocate memory|cannot allocate memory|not enough "
     "memory|bad_alloc|_STATUS_ALLOC_FAILED|"
@@ -199,7 +199,7 @@ def ran_out(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     return isinstance(error, (RuntimeError, TypeError)) and _NO_ROOM.search(str(error)) is not None
 
-# %% ../nbs/15_checkpoint.ipynb #c014fo2
+# %% ../nbs/19_checkpoint.ipynb #c014fo2
 _HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]   # this machine, in names of files
 _PARTIAL = re.compile(r"\.partial-([0-9a-f]{8})-([0-9]{1,9})-[0-9a-f]{8}")
 
@@ -228,7 +228,7 @@ def sweep(folder: Path) -> None:
                 continue
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-# %% ../nbs/15_checkpoint.ipynb #c014fo5
+# %% ../nbs/19_checkpoint.ipynb #c014fo5
 def _ordinary(path: Path) -> bool:
     try:
         mode = path.lstat().st_mode

@@ -6,9 +6,9 @@
 __all__ = ['CONTEXT', 'IMAGINED', 'MOST', 'INK', 'BAR', 'PAPER', 'WAIT', 'error_figure', 'picture', 'error_picture', 'film_strip', 'Ffmpeg', 'fitted', 'Film', 'dream_video', 'whole', 'dream_media']
 
 # %% ../nbs/000_modules/000_film.ipynb #c003
-# continued by ../nbs/25_dream.ipynb
+# continued by ../nbs/30_dream.ipynb
 
-# %% ../nbs/25_dream.ipynb #c002dc2
+# %% ../nbs/30_dream.ipynb #c002dc2
 import os
 import shutil
 import signal
@@ -36,7 +36,7 @@ from .replay import ReplayBuffer
 from .scalars import symlog
 from .spaces import Modality, UserError
 
-# %% ../nbs/25_dream.ipynb #c028dc1
+# %% ../nbs/30_dream.ipynb #c028dc1
 CONTEXT, IMAGINED = (60, 120, 200), (240, 130, 30)      # border colours: really happened, made up
 MOST = 8                                # modalities in a picture; an observation may have hundreds
 
@@ -73,7 +73,7 @@ def error_figure(
     fig.axes[0].legend(frameon=False, fontsize=8)
     return fig
 
-# %% ../nbs/25_dream.ipynb #c031
+# %% ../nbs/30_dream.ipynb #c031
 INK, BAR, PAPER = (20, 20, 20), (120, 160, 190), (248, 246, 240)
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
@@ -106,7 +106,7 @@ def _words(values: np.ndarray, wrong: np.ndarray, side: int) -> np.ndarray:
         draw.text(at, str(v), fill=(210, 30, 30) if w else INK, font=font, anchor="mm")
     return np.asarray(image)
 
-# %% ../nbs/25_dream.ipynb #c032
+# %% ../nbs/30_dream.ipynb #c032
 def picture(
     m: Modality,
     x: np.ndarray,          # (*m.shape) what to draw
@@ -153,7 +153,7 @@ def _enlarge(image: np.ndarray, side: int) -> np.ndarray:
     factor = max(1, round(side / max(image.shape[:2])))
     return image.repeat(factor, 0).repeat(factor, 1)
 
-# %% ../nbs/25_dream.ipynb #c035
+# %% ../nbs/30_dream.ipynb #c035
 def _panels(
     loop: OpenLoop,
     real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations
@@ -195,7 +195,7 @@ def _captions(loop: OpenLoop, row: int, t: int) -> list[str]:
         f"end {at(loop.done):.2f} ({at(loop.real_done):g})"
     ]
 
-# %% ../nbs/25_dream.ipynb #c036
+# %% ../nbs/30_dream.ipynb #c036
 def film_strip(
     loop: OpenLoop,
     real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations:
@@ -225,7 +225,7 @@ def film_strip(
         axes[-1, j].set_xlabel("\n".join(_captions(loop, row, t)), fontsize=7)
     return fig
 
-# %% ../nbs/25_dream.ipynb #c042me1
+# %% ../nbs/30_dream.ipynb #c042me1
 WAIT = 60.0                             # seconds that ffmpeg may take for a frame, or for the end
 
 class Ffmpeg:
@@ -288,7 +288,7 @@ class Ffmpeg:
         last = next((line.strip() for line in reversed(said) if line.strip()), f"exit code {code}")
         return UserError(f"ffmpeg failed: {f'it hung for {WAIT:g} s' if self.late else last}")
 
-# %% ../nbs/25_dream.ipynb #c042me2
+# %% ../nbs/30_dream.ipynb #c042me2
 def fitted(x: np.ndarray, height: int, width: int, colour: int = 0) -> np.ndarray:
     "A picture (h, w, 3) cut, or padded to the right and below, to (height, width, 3)."
     x = x[:height, :width]
@@ -328,7 +328,7 @@ class Film:
         if self.ffmpeg is not None:
             self.ffmpeg.end() if kind is None else self.ffmpeg.stop()
 
-# %% ../nbs/25_dream.ipynb #c043
+# %% ../nbs/30_dream.ipynb #c043
 def _row(panels: list[np.ndarray], colours: Sequence) -> np.ndarray:
     "Pictures of any sizes in frames of these colours, side by side."
     height, width = np.max([x.shape[:2] for x in panels], 0)
@@ -376,7 +376,7 @@ def _video_frame(
         y += len(x)
     return np.asarray(canvas)
 
-# %% ../nbs/25_dream.ipynb #c043p1
+# %% ../nbs/30_dream.ipynb #c043p1
 def dream_video(
     loop: OpenLoop,
     real: dict[str, Tensor],          # {key: (B, T, *shape)}
@@ -395,7 +395,7 @@ def dream_video(
                 film.add(frame)
     return Path(path)
 
-# %% ../nbs/25_dream.ipynb #c045me1
+# %% ../nbs/30_dream.ipynb #c045me1
 def whole(
     path: Path,
     draw: Callable[[Path], Any],                  # writes a file
@@ -412,7 +412,7 @@ def whole(
         shutil.rmtree(fresh, ignore_errors=True)
     return path
 
-# %% ../nbs/25_dream.ipynb #c046
+# %% ../nbs/30_dream.ipynb #c046
 def dream_media(
     agent: Agent,                                 # in evaluation mode
     replay: ReplayBuffer,                         # on the agent's device

@@ -6,9 +6,9 @@
 __all__ = ['NO_LOCKS', 'take', 'started', 'at_work', 'lock_file', 'FolderLock']
 
 # %% ../nbs/000_modules/000_lock.ipynb #c003
-# continued by ../nbs/15_checkpoint.ipynb
+# continued by ../nbs/19_checkpoint.ipynb
 
-# %% ../nbs/15_checkpoint.ipynb #c023dc3
+# %% ../nbs/19_checkpoint.ipynb #c023dc3
 import errno
 import io
 import json
@@ -25,7 +25,7 @@ from .checkpoint import CheckpointWarning
 from .files import DamagedError, MissingError, alive, read_json
 from .spaces import UserError
 
-# %% ../nbs/15_checkpoint.ipynb #c023fo2
+# %% ../nbs/19_checkpoint.ipynb #c023fo2
 def take(
     path: Path | str,               # made if it is not there
     shared: bool = False,           # may others have it too, if they share? (not on Windows)
@@ -54,7 +54,7 @@ def take(
         if e.errno not in (errno.EAGAIN, errno.EACCES):
             raise
 
-# %% ../nbs/15_checkpoint.ipynb #c023fo3
+# %% ../nbs/19_checkpoint.ipynb #c023fo3
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 def started(pid: int) -> str | None:
@@ -84,7 +84,7 @@ def lock_file(path: Path, owner: dict) -> io.IOBase | None:
                       "process trains there", CheckpointWarning, stacklevel=2)
         return open(path, "ab")
 
-# %% ../nbs/15_checkpoint.ipynb #c023fo4
+# %% ../nbs/19_checkpoint.ipynb #c023fo4
 class FolderLock:
     """The right to train in a folder.
 

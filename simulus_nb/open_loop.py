@@ -6,9 +6,9 @@
 __all__ = ['token_accuracy', 'difference', 'OpenLoop', 'open_loop', 'whole_windows', 'error_curves']
 
 # %% ../nbs/000_modules/000_open_loop.ipynb #c003
-# continued by ../nbs/25_dream.ipynb
+# continued by ../nbs/30_dream.ipynb
 
-# %% ../nbs/25_dream.ipynb #c002dc1
+# %% ../nbs/30_dream.ipynb #c002dc1
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,32 +21,32 @@ from .scalars import symlog
 from .spaces import Modality, ObsSpec, TokenLayout, UserError
 from .world_model import Prediction
 
-# %% ../nbs/25_dream.ipynb #c012
+# %% ../nbs/30_dream.ipynb #c012
 def token_accuracy(
     layout: TokenLayout,
     prediction: Prediction,           # logits (B, P, ...)
     z: Tensor,                        # (B, P, S) what came
 ) -> Tensor:                          # (B, P) in [0, 1]
     """Share of symbols that a draw from the prediction gets right, on average over draws: Eq.
-    (25.6)."""
+    (30.6)."""
     p = []
     for key, target in layout.split(z).items():                                 # (B, P, K_i, C_i)
         p.append(prediction.obs[key].softmax(-1).gather(-1, target[..., None]).flatten(-3))
-    return torch.cat(p, -1).mean(-1)                                            # Eq. (25.6)
+    return torch.cat(p, -1).mean(-1)                                            # Eq. (30.6)
 
 def difference(
     m: Modality,
     a: Tensor,                        # (..., *m.shape) observations of one modality
     b: Tensor,
 ) -> Tensor:                          # (..., *m.shape) float, 0 where equal
-    "How far entries are apart, in the unit of the modality: Eq. (25.7)."
+    "How far entries are apart, in the unit of the modality: Eq. (30.7)."
     if m.kind == "image":
         return (a.float() - b.float()).abs() / 255
     if m.kind == "vector":
         return (symlog(a) - symlog(b)).abs()
     return (a != b).float()
 
-# %% ../nbs/25_dream.ipynb #c015
+# %% ../nbs/30_dream.ipynb #c015
 @dataclass
 class OpenLoop:
     """Real windows, and what M dreamt instead after their first `context` observations.
@@ -62,8 +62,8 @@ class OpenLoop:
     done: Tensor                      # (B, P) dreamt probability that it ended the episode
     real_reward: Tensor               # (B, P)
     real_done: Tensor                 # (B, P) bool
-    accuracy: Tensor                  # (B, P) Eq. (25.6) of the dream
-    forced_accuracy: Tensor           # (B, P) Eq. (25.6) teacher-forced
+    accuracy: Tensor                  # (B, P) Eq. (30.6) of the dream
+    forced_accuracy: Tensor           # (B, P) Eq. (30.6) teacher-forced
     obs: dict[str, dict[str, Tensor]]  # "real" (V's reconstruction), "dream", "forced" -> {key: (B,
                                        # T, *shape)}
 
@@ -74,20 +74,20 @@ class OpenLoop:
 
     def error(self, which: str = "dream") -> dict[str, Tensor]:
         """Distance of the "dream" or "forced" observations to the real ones, both seen through V,
-        by modality (B, P): Eq. (25.7)."""
+        by modality (B, P): Eq. (30.7)."""
         apart = {
             m.key: difference(m, self.obs[which][m.key], self.obs["real"][m.key])
             for m in self.spec.modalities
         }
-        return {k: x[:, self.context:].flatten(2).mean(-1) for k, x in apart.items()}   # Eq. (25.7)
+        return {k: x[:, self.context:].flatten(2).mean(-1) for k, x in apart.items()}   # Eq. (30.7)
 
     def mean(self, x: Tensor) -> Tensor:
         "Average of x (B, P) over the rows that count, step by step: (P,)."
         return (x * self.counts).sum(0) / self.counts.sum(0)
 
     def drift(self) -> Tensor:
-        "Accuracy lost to standing on one's own past, (P,): Eq. (25.8)."
-        return self.mean(self.forced_accuracy) - self.mean(self.accuracy)               # Eq. (25.8)
+        "Accuracy lost to standing on one's own past, (P,): Eq. (30.8)."
+        return self.mean(self.forced_accuracy) - self.mean(self.accuracy)               # Eq. (30.8)
 
     def first(self, n: int) -> "OpenLoop":
         "The first n windows alone."
@@ -97,7 +97,7 @@ class OpenLoop:
             obs={name: {k: x[:n] for k, x in o.items()} for name, o in self.obs.items()}
         )
 
-# %% ../nbs/25_dream.ipynb #c016
+# %% ../nbs/30_dream.ipynb #c016
 def _step(prediction: Prediction, p: int) -> Prediction:
     "The p-th of P predictions."
     now = slice(p, p + 1)
@@ -111,7 +111,7 @@ def _decode(agent: Agent, z: Tensor) -> dict[str, Tensor]:
     parts = [agent.tokenizer.decode(few) for few in z.split(4)]
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
-# %% ../nbs/25_dream.ipynb #c016p1
+# %% ../nbs/30_dream.ipynb #c016p1
 @torch.no_grad()
 def open_loop(
     agent: Agent,                                 # in evaluation mode; C is not asked
@@ -119,8 +119,8 @@ def open_loop(
     context: int,                                 # c: observations that M may see, 1 <= c < T
     generator: torch.Generator | None = None,   # on the agent's device; None: a new one with seed 0
 ) -> OpenLoop:
-    """Dream on from the first c observations with the real actions, Eq. (25.4), beside M's answers
-    to the real past, Eq. (25.3)."""
+    """Dream on from the first c observations with the real actions, Eq. (30.4), beside M's answers
+    to the real past, Eq. (30.3)."""
     z, action, mask, T = segment.z, segment.action, segment.mask, segment.z.shape[1]
     if not 1 <= context < T:
         raise UserError(
@@ -128,17 +128,17 @@ def open_loop(
         )
     M, layout, past = agent.world_model, agent.tokenizer.layout, slice(0, context - 1)
     generator = generator or torch.Generator(device=z.device).manual_seed(0)
-    # Eq. (25.3), all at once
+    # Eq. (30.3), all at once
     answers, _ = M(z[:, :-1], action[:, :-1], None, mask[:, :-1], context)
     memory = M.remember(z[:, past], action[:, past], mask[:, past]) if context > 1 else None
     now, steps = z[:, context - 1], []
     for p, t in enumerate(range(context - 1, T - 1)):
-        # Eq. (25.4): τ̂_t
+        # Eq. (30.4): τ̂_t
         prediction, memory = M(now[:, None], action[:, t:t + 1], memory, mask[:, t:t + 1])
         dice = generator.get_state()
         forced = sample_observation(layout, _step(answers, p), generator)
         generator.set_state(dice)                                           # the same dice for both
-        drawn = sample_observation(layout, prediction, generator)                       # Eq. (25.4)
+        drawn = sample_observation(layout, prediction, generator)                       # Eq. (30.4)
         steps.append(
             (
                 drawn, forced, M.reward.decode(prediction.reward),
@@ -163,14 +163,14 @@ def open_loop(
         segment.done[:, moves],
         accuracy,
         token_accuracy(layout, answers, z[:, context:]),
-        # Eq. (25.2)
+        # Eq. (30.2)
         {
             name: _decode(agent, x)
             for name, x in (("real", z), ("dream", dream), ("forced", forced))
         },
     )
 
-# %% ../nbs/25_dream.ipynb #c021
+# %% ../nbs/30_dream.ipynb #c021
 def whole_windows(
     replay: ReplayBuffer,
     count: int,                                 # windows wanted; fewer where there are not so many
@@ -189,7 +189,7 @@ def whole_windows(
     T = int(drawn.mask[chosen].sum(1).max())
     return Segment(*(x[chosen, :T] for x in vars(drawn).values()))
 
-# %% ../nbs/25_dream.ipynb #c028
+# %% ../nbs/30_dream.ipynb #c028
 def error_curves(
     loop: OpenLoop,
     real: dict[str, Tensor],          # {key: (B, T, *shape)} the real observations:
@@ -197,9 +197,9 @@ def error_curves(
 ) -> dict[str, dict[str, Tensor]]:    # {modality: {"V" | "dream" | "forced": (B, T)}}, NaN where
                                       # there is no row
     """Distances to what really happened, of V's reconstruction, the dream and the teacher-forced
-    answers: Eq. (25.9a)."""
+    answers: Eq. (30.9a)."""
     def apart(m: Modality, which: str) -> Tensor:
-        x = difference(m, loop.obs[which][m.key], real[m.key]).flatten(2).mean(-1)  # Eq. (25.9a)
+        x = difference(m, loop.obs[which][m.key], real[m.key]).flatten(2).mean(-1)  # Eq. (30.9a)
         return x.masked_fill(~loop.mask, torch.nan)
     return {
         m.key: {

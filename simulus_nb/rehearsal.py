@@ -29,7 +29,7 @@ from .bench import clock, run_counts, run_seconds
 from .config import Config, flat
 from .controller import actor_state
 from .files import read_json
-from .imagination import Dream, dream_step
+from .imagination import Dream, draw, foretell
 from .learner import Learner, update
 from .loop import make_agent
 from .perceptual import PerceptualLoss
@@ -102,21 +102,28 @@ def measured(work: Callable[[], object], units: int = 1) -> Need:
 
 def dream_need(learner: Learner, symbols: int) -> Need:
     "An update of C: Eq. (G.2)."
-    M, C, c = learner.agent.world_model, learner.agent.controller, learner.config.train_c
+    M, C, c = learner.agent.world_model, learner.controller, learner.config.train_c
     context = blank_segment(c.batch, c.burn_in, symbols, C.action_spec.count)
     past = [context.z[:, :-1], context.action[:, :-1], context.mask[:, :-1]]
     z, action = context.z[:, -1], context.action[:, -1]
     recent = [x[:, max(0, c.burn_in - 1 - c.context):] for x in past]
+    wanted = {} if learner.doubt is None else {"outputs": True}
+    def step(memory: Tensor | None, past: list[Tensor] | None = None) -> Tensor:
+        prediction, memory = foretell(M, z, action, memory, past, **wanted)
+        draw(M, prediction)
+        if learner.doubt is not None:
+            learner.doubt(prediction.outputs, z[:, None])
+        return memory
     with Tally() as seen:
-        with torch.no_grad(), learner.arithmetic(M, C):
+        with torch.no_grad(), learner.arithmetic(M, C, learner.agent.curiosity):
             start = C.remember(*past)
             C.decide(z, actor_state(start), action)
-            *_, memory = dream_step(M, z, action, None, None, recent if c.context else None)
+            memory = step(None, recent if c.context else None)
             before = (seen.flops, seen.calls)
             if c.horizon > 2:
                 C.decide(z, actor_state(start), action)
-                *_, memory = dream_step(M, z, action, memory)
-        step = (seen.flops - before[0], seen.calls - before[1])
+                memory = step(memory)
+        each = (seen.flops - before[0], seen.calls - before[1])
         del memory                                              # a dream that is over forgets it
         steps = blank_segment(c.batch, c.horizon, symbols, C.action_spec.count)
         done, alive = steps.done.float(), steps.mask.float()
@@ -125,7 +132,7 @@ def dream_need(learner: Learner, symbols: int) -> Need:
             loss, _ = learner.losses["c"](dream, learner.scale, c.loss, True)
         update(C, learner.optimizers["c"], loss, c.clip)
     more = max(0, c.horizon - 3)                                        # two steps are in it
-    flops, calls = seen.flops + more * step[0], seen.calls + more * step[1]     # Eq. (G.2)
+    flops, calls = seen.flops + more * each[0], seen.calls + more * each[1]     # Eq. (G.2)
     return Need(flops, calls, seen.peak)
 
 # %% ../nbs/G_doctor.ipynb #c008
@@ -143,7 +150,7 @@ def shapes_only() -> Iterator[None]:
         with fake, stepwise(enabled=False):
             yield
 
-
+# %% ../nbs/G_doctor.ipynb #c008fo
 def rehearsed(
     config: Config,
     obs_spec: ObsSpec,
@@ -193,7 +200,8 @@ def needs(
         parts["M"] = measured(lambda: learner.m_step(segment))
         parts["C"] = dream_need(learner, symbols)
         size = lambda module: sum(p.numel() for p in module.parameters()) if module else 0
-        rows = config.collect.capacity * row_bytes(obs_spec, count, symbols)
+        losses = 4 * (m.segment - 1) * (m.prioritised > 0)              # of windows, a row
+        rows = config.collect.capacity * (row_bytes(obs_spec, count, symbols) + losses)
         return parts, 16 * size(agent) + 4 * size(judge) + rows         # Eq. (G.1)
 
 # %% ../nbs/G_doctor.ipynb #c012
@@ -242,9 +250,9 @@ def estimated_seconds(
     return run_seconds({name: n for name, n in run_counts(config).items() if name in each}, each)
 
 # %% ../nbs/G_doctor.ipynb #c015
-SIZES = ("tokenizer.", "world_model.", "controller.", "precision", "compile", "graphs",
-         "collect.num_envs", "train_v.batch", "train_m.batch", "train_m.segment", "train_m.context",
-         "train_c.batch", "train_c.burn_in", "train_c.context",
+SIZES = ("tokenizer.", "world_model.", "controller.", "curiosity.heads", "precision", "compile",
+         "graphs", "collect.num_envs", "train_v.batch", "train_m.batch", "train_m.segment",
+         "train_m.context", "train_c.batch", "train_c.burn_in", "train_c.context",
          "train_c.horizon")  # settings that seconds depend on
 
 def stored_seconds(
@@ -299,6 +307,8 @@ def memory_shares(
     for name, (owner, batch, width) in PARTS.items():
         found[batch] = parts[name].bytes if name in parts else 0
         found[width] = 16 * sum(p.numel() for p in getattr(agent, owner).parameters())
+    if agent.curiosity is not None:
+        found["--curiosity.heads"] = 16 * sum(p.numel() for p in agent.curiosity.parameters())
     value = lambda option: given[option.removeprefix("--").replace("-", "_")]
     return {f"{o} {value(o)}": found[o] for o in sorted(found, key=found.get, reverse=True)}
 

@@ -132,6 +132,10 @@ def snapshot(state: RunState) -> tuple[dict[str, dict[str, Tensor]], dict]:
         cursor=cursor_json(state.cursor), device=agent.device.type, config=state.config.to_json(),
         obs_spec=agent.obs_spec.to_json(), action_spec=agent.action_spec.to_json(),
         optimizers={})
+    if learner.controller is not agent.controller:
+        tensors["learning"] = learner.controller.state_dict()   # the agent's is its mean
+    if state.priorities is not None:
+        tensors["priorities"] = state.priorities.state()
     if state.best is not None:
         tensors["best"], meta["best"] = state.best_agent, state.best
     for name, optimizer in learner.optimizers.items():
@@ -260,10 +264,15 @@ def adopt(state: RunState, tensors: dict[str, dict[str, Tensor]], meta: dict) ->
     for group in ("agent", *(f"optimizer_{name}" for name in learner.optimizers)):
         check_numbers(tensors[group], group)
     load_module(agent, tensors["agent"], "agent")
+    if learner.controller is not agent.controller:
+        check_numbers(tensors["learning"], "the controller that learns")
+        load_module(learner.controller, tensors["learning"], "controller that learns")
     load_module(learner.scale, tensors["scale"], "return scale")
     for name, optimizer in learner.optimizers.items():
         restore_optimizer(optimizer, tensors[f"optimizer_{name}"], meta["optimizers"][name])
     fill_replay(state.replay, agent, tensors["replay"])
+    if state.priorities is not None:
+        state.priorities.load(tensors["priorities"])
     state.best, state.best_agent = best, tensors["best"] if best else {}
     (state.epoch, state.env_steps, state.begun), state.seconds = counts, meta["seconds"]
     state.cursor = read_cursor(meta["cursor"], agent.device)

@@ -78,7 +78,7 @@ def ask_first(
 def make_constants(model: WorldModel, config: Config) -> None:
     "The tables of M's passes: made inside a compiled function, each would break it in two."
     for blocks in (config.train_m.segment - 1, config.train_c.context + 1, 1):
-        model.retnet.tables(blocks, model.retnet.block, model.xu)
+        model.sequence.tables(blocks, model.sequence.block, model.xu)
 
 
 def as_graphs(

@@ -32,6 +32,7 @@ class TokenGroup:
     vocab: tuple[int, ...]  # vocabulary of each symbol of a token; (N,) unless a grid has channels
     grid: tuple[int, int] | None = None     # rows, columns of spatial tokens
     sizes: tuple[int, ...] | None = None    # categorical: valid categories per position
+    ordered: bool = False                   # do neighbours in the vocabulary mean nearly the same?
 
     @property
     def symbols(self) -> int:
@@ -534,7 +535,7 @@ def _continuous(cls, space: gs.Box, levels: int, what: str) -> ActionSpec:
 
 def _levels(spec: ActionSpec):
     """Lower end, upper end and distance of the levels in each dimension: three float64 arrays
-    (K_a,), Eq. (4.7)."""
+    (K_a,), Eq. (5.7)."""
     low, high = np.array(spec.start, np.float64), np.array(spec.high)
     return low, high, (high - low) / np.maximum(np.array(spec.nvec) - 1, 1)
 
@@ -556,7 +557,7 @@ def _encode_action(spec: ActionSpec, actions) -> np.ndarray:
             f"action: {x[tuple(at)]} in dimension {at[1]} is not between {low[at[1]]:g} and "
             f"{high[at[1]]:g}; clip it first"
         )
-    nearest = np.rint((x - low) / np.where(step > 0, step, 1))  # Eq. (4.8)
+    nearest = np.rint((x - low) / np.where(step > 0, step, 1))  # Eq. (5.8)
     return nearest.clip(0, np.array(spec.nvec) - 1).astype(np.int64)
 
 # %% ../nbs/00_spaces.ipynb #c044ev1
@@ -571,6 +572,6 @@ def _decode_action(spec: ActionSpec, tokens) -> "list[int] | np.ndarray":
     if spec.kind == "multidiscrete":
         return (t + np.array(spec.start)).astype(spec.dtype).reshape(len(t), *spec.shape)
     low, high, step = _levels(spec)
-    # Eq. (4.7); the last level is the bound itself, to the last digit
+    # Eq. (5.7); the last level is the bound itself, to the last digit
     x = np.where(t == np.array(spec.nvec) - 1, high, low + step * t)
     return x.astype(spec.dtype).reshape(len(t), *spec.shape)

@@ -283,11 +283,14 @@ def counted(monkeypatch, **changes):
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
-def test_all_that_is_compiled_is_whole_and_compiled_once(monkeypatch, precision):
+@pytest.mark.parametrize("precision, sequence", [
+    ("float32", "retnet"), ("float32", "attention"),
+    pytest.param("bfloat16", "retnet", marks=needs_bfloat16)])
+def test_all_that_is_compiled_is_whole_and_compiled_once(monkeypatch, precision, sequence):
     """Twelve epochs with a growing buffer: one graph each, for M's answer two (the first step reads
     a context), and never a second time."""
-    run, parts = counted(monkeypatch, precision=precision, **{"collect.steps": 90})
+    changes = {"collect.steps": 90, "world_model.sequence": sequence}
+    run, parts = counted(monkeypatch, precision=precision, **changes)
     for epoch in range(12):
         collect(run), tokenise(run)
         for learn in (learn_v, learn_m, learn_c):

@@ -244,7 +244,7 @@ def test_parts(tmp_path):
 def test_one_codebook_and_no_gradient_into_it():
     agent = make(
         tokenizer=TokenizerConfig(
-            dataclasses.replace(SIZES["tokenizer"].image, codebook="gradient")
+            dataclasses.replace(SIZES["tokenizer"].image, quantiser="vq-gradient")
         )
     )
     z = torch.zeros(2, 3, agent.tokenizer.layout.S, dtype=torch.long)

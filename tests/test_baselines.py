@@ -12,11 +12,14 @@ from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb import baselines
-from simulus_nb.baselines import (
-    PLAYERS, PUBLISHED, Learner, Match, Numbers, Player, Record, best_of_random, challenge,
-    check_player, constants, fitted, lead, learnt, numbers, play, plot, published, rule_player,
-    shortest, table, way, who_can
+from simulus_nb import model_free
+from simulus_nb.baselines import PLAYERS, challenge, check_player, who_can
+from simulus_nb.model_free import PUBLISHED, ModelFree, Numbers, fitted, numbers, published
+from simulus_nb.players import (
+    Match, Player, best_of_random, constants, play, rule_player, shortest, way
+)
+from simulus_nb.records import (
+    Record, file_of, interval, lead, learnt, plot, read_record, student, table, write_record
 )
 from simulus_nb.cli import main
 from simulus_nb.catch import CATCH
@@ -97,7 +100,7 @@ def test_the_rule_of_catch_reads_any_board(look, rows, cols, size):
     "Wherever the paddle can still be below the ball in time."
     make = lambda training: make_env(CATCH, image_size=size, rows=rows, cols=cols, look=look)
     match = Match(CATCH, make, 0, episodes=20)
-    assert play(match, rule_player(match)[0], 20, 3).returns == (1.0,) * 20
+    assert play(match, rule_player(match).player, 20, 3).returns == (1.0,) * 20
 
 
 @pytest.mark.parametrize("env_id,least", [
@@ -107,7 +110,7 @@ def test_the_rule_of_catch_reads_any_board(look, rows, cols, size):
 def test_search_finds_the_goal_of_minigrid(env_id, least):
     pytest.importorskip("minigrid")
     record = challenge("rule", world(env_id, episodes=5))
-    assert min(record.returns) > least and record.settings == {"rule": "shortest"}
+    assert min(record.returns) > least and record.settings["rule"] == "shortest"
 
 
 def test_a_plan_is_what_happens():
@@ -143,7 +146,8 @@ def test_equal_seeds_equal_records(name):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     one, two = (challenge(name, match) for _ in range(2))
-    assert replace(one, cpu_seconds=0) == replace(two, cpu_seconds=0)
+    still = dict(cpu_seconds=0, wall_seconds=0)
+    assert replace(one, **still) == replace(two, **still)
     assert torch.equal(before, torch.get_rng_state())
     other = challenge(name, replace(match, seed=1))
     assert other.returns != one.returns or name != "random"
@@ -181,7 +185,7 @@ def test_published_settings_are_arguments_there():
             assert source and found.keys() >= published(algorithm, match.env)[0].keys()
             assert found.get("buffer_size", 0) <= 100 and found.get("learning_starts", 0) <= 10
             found |= {"frame_stack": 1} if env == "ALE/" else {}
-            Learner(algorithm, match, found).worlds.close()
+            ModelFree(algorithm, match, found).worlds.close()
 
 
 class Pictures(gymnasium.Env):
@@ -208,7 +212,7 @@ def test_frames_are_stacked_as_in_training(side, stack):
     "What the network reads in evaluation is what it read while learning."
     pytest.importorskip("stable_baselines3")
     match = match_of(None, 0, make=lambda training: Pictures(side), steps=16)
-    learner = Learner("ppo", match, {"n_steps": 8, "batch_size": 8, "frame_stack": stack})
+    learner = ModelFree("ppo", match, {"n_steps": 8, "batch_size": 8, "frame_stack": stack})
     train, obs = [learner.worlds.reset()], None
     for _ in range(5):
         train.append(learner.worlds.step(np.array([0]))[0])
@@ -240,20 +244,20 @@ def test_numbers_of_all_kinds(a, b, seed):
 
 def test_records_read_back_equal(tmp_path):
     record = challenge("constant", match_of(gs.Box(-2, 2, (2,)), [2, -2]), "a command")
-    path = record.write(tmp_path / "deep" / "er")
-    assert Record.read(path) == record and record.command == "a command"
-    assert replace(record, env="my:Odd/World v1").file == "my-Odd-World-v1-constant-seed0.json"
+    path = write_record(record, tmp_path / "deep" / "er")
+    assert read_record(path) == record and record.command == "a command"
+    assert file_of("my:Odd/World v1", "constant", 0) == "my-Odd-World-v1-constant-seed0.json"
 
 
 @pytest.mark.parametrize("change", [
     {"returns": []}, {"returns": [1.0]}, {"seed": "0"}, {"curve": [[1]]}, {"more": 1}, None
 ], ids=str)
 def test_what_is_no_record_is_refused(tmp_path, change):
-    path = challenge("constant", match_of(gs.Discrete(2), 1)).write(tmp_path)
+    path = write_record(challenge("constant", match_of(gs.Discrete(2), 1)), tmp_path)
     content = json.loads(path.read_text()) | change if change else []
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="is no player's record"):
-        Record.read(path)
+        read_record(path)
 
 
 def test_complaints_take_one_line(capsys, tmp_path, monkeypatch):
@@ -270,7 +274,7 @@ def test_complaints_take_one_line(capsys, tmp_path, monkeypatch):
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and said in lines[0]
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(baselines, "import_module", lambda name: __import__("no_such_package"))
+    monkeypatch.setattr(model_free, "import_module", lambda name: __import__("no_such_package"))
     with pytest.raises(UserError, match=r'pip install "simulus-nb\[baselines\]"'):
         check_player("ppo", match_of(gs.Discrete(2), 0))
 
@@ -278,7 +282,7 @@ def test_complaints_take_one_line(capsys, tmp_path, monkeypatch):
 def test_the_command_writes_a_record_for_each_player(capsys, tmp_path):
     line = f"baselines --env {CATCH} --steps 300 --seed 3 --episodes 10 --out {tmp_path} --players"
     assert main([*line.split(), "constant", "rule"]) == 0
-    records = [Record.read(path) for path in sorted(tmp_path.iterdir())]
+    records = [read_record(path) for path in sorted(tmp_path.iterdir())]
     assert [r.player for r in records] == ["constant", "rule"] and records[0].seed == 3
     assert records[1].returns == (1.0,) * 10 and table(records) in capsys.readouterr().out
     assert records[0].command.startswith("simulus-nb baselines --env")
@@ -301,7 +305,7 @@ def test_a_players_worlds_are_those_of_its_evaluation():
 def invented(player, seed, returns):
     "A record of nothing but returns."
     return Record(player, "World", seed, 0, ((10, 1.0), (20, 2.0)), tuple(returns),
-                  (1,) * len(returns), 0.0, {}, {}, "")
+                  (1,) * len(returns), {}, "")
 
 
 def test_learnt_takes_four_of_five_seeds():
@@ -321,4 +325,13 @@ def test_learnt_takes_four_of_five_seeds():
         learnt(ours, ours)
     with pytest.raises(UserError, match="different episodes"):
         lead(ours[0], idle[1])
-    assert len(plot(ours + idle).axes[0].lines) == 5 * 2 * 3
+    assert len(plot(ours + idle).axes[0].lines) == 3 * (5 + 1 + 1)     # seeds, mean, final score
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 30])
+def test_intervals_are_students(n):
+    from scipy.stats import t                                           # SciPy: tests only
+    assert student(n) == pytest.approx(t.ppf(0.975, n - 1), rel=1e-3)
+    x = np.random.default_rng(n).normal(size=n)
+    half = t.ppf(0.975, n - 1) * x.std(ddof=1) / n**0.5
+    assert interval(x) == pytest.approx((x.mean(), half), rel=1e-3)

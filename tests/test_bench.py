@@ -80,6 +80,21 @@ def test_products_count_like_pytorch(stand, part):
     assert sum(n for n, _ in ours.calls.values()) > 0
 
 
+@pytest.mark.parametrize("part", ["M", "dream"])
+def test_attention_is_counted(part):
+    "Its kernel too, which PyTorch's counter does not know on a CPU; and it runs by itself."
+    stand = Bench(catch().change({**TINY, "world_model.sequence": "attention"}))
+    work, _ = stand.parts()[part]
+    work()
+    with FlopCounterMode(display=False) as theirs:
+        work()
+    with Products() as ours:
+        work()
+    stand.state.worlds.close()
+    assert ours.flops == theirs.get_total_flops() > 0
+    assert any("scaled_dot_product" in str(func) for func, _ in ours.calls) and ours.alone() > 0
+
+
 def test_products_alone_are_run_as_often_as_they_occurred(monkeypatch):
     "Each kind and shape once per occurrence, and no other."
     a, b = torch.randn(3, 4), torch.randn(4, 5)

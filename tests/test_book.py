@@ -25,7 +25,7 @@ NUMBER = r"(?:\d+|[A-Z])\.\d+[a-z]?"
 
 
 def label(path):
-    "'8' for 08_retention, 'B' for B_accelerate; None for a page without a number."
+    "'8' for 10_retention, 'B' for B_accelerate; None for a page without a number."
     found = re.match(r"(?:0?(\d+)|([A-Z]))_", path.name) if path.name[:3] != "000" else None
     return found and (found[1] or found[2])
 
@@ -37,6 +37,17 @@ def cells(path, kind=None):
         for c in json.loads(path.read_text(encoding="utf8"))["cells"]
     ]
     return found if kind is None else [s for k, s in found if k == kind]
+
+
+def course(path):
+    """Sources of the code cells outside the exercises: what a reader may change proves no equation
+    and no function."""
+    of_exercises = {"exercise-setup", "exercise", "check"}
+    return [
+        "".join(c["source"])
+        for c in json.loads(path.read_text(encoding="utf8"))["cells"]
+        if c["cell_type"] == "code" and not of_exercises & set(c["metadata"].get("tags", []))
+    ]
 
 
 def equations(path):
@@ -114,7 +125,7 @@ def test_chapters_have_their_own_number():
 
 @books
 def test_equations_are_computed_and_checked(path):
-    code = cells(path, "code")
+    code = course(path)
     computed = cited_by_code("\n".join(code)) | IN_LIBRARY
     checked = {
         n for source in code if checks(source) for n in re.findall(rf"\(({NUMBER})\)", source)
@@ -137,7 +148,7 @@ def test_cited_equations_exist(path):
 @books
 def test_exported_names_are_checked(path):
     "A public function or class of the library is used in a check cell after its definition."
-    sources, missing = cells(path, "code"), []
+    sources, missing = course(path), []
     for i, source in enumerate(sources):
         if exports(source):
             later = [s for s in sources[i + 1:] if checks(s)]

@@ -88,7 +88,8 @@ def test_every_setting_is_an_option():
     for name, value in flat(catch()).items():
         argv.append(option(name))
         if isinstance(value, bool):
-            argv[-1] = option(name).replace("shared", "no-shared") if value else option(name)
+            group, dot, last = option(name).rpartition(".")
+            argv[-1] = f"{group}{dot}no-{last}" if value else option(name)
             other[name] = not value
         elif name == "env_options":
             other[name] = {"rows": 8, "look": "paper"}
@@ -105,7 +106,8 @@ def test_every_setting_is_an_option():
         elif isinstance(value, str):
             other[name] = {
                 "device": "cpu", "precision": "bfloat16", "log": "trackio",
-                "tokenizer.image.codebook": "gradient"
+                "tokenizer.image.quantiser": "vq-gradient", "world_model.sequence": "attention",
+                "controller.value": "number"
             }.get(name, "random")
             argv.append(other[name])
         else:
@@ -115,12 +117,27 @@ def test_every_setting_is_an_option():
             ):
                 other[name] = value * 6
             if name.endswith(("norm_groups", "heads")):
-                other[name] = 1
+                other[name] = 2 if name == "curiosity.heads" else 1
             if name.endswith("stages"):
                 other[name] = value - 1
             argv.append(str(other[name]))
     given = {n: v[1] for n, v in differences(catch(), parse(argv).config).items()}
     assert given == {n: v for n, v in other.items() if v != flat(catch())[n]} and len(given) > 65
+
+
+def test_what_a_run_was_made_with_can_be_given_again(tmp_path):
+    "Also where the setting has no names of its own: how observations are read."
+    made = catch().change({"obs_kinds": {"a/b": "drop"}})
+    (tmp_path / "config.json").write_text(json.dumps(made.to_json()))
+    words = ["train", "--resume", "--out", str(tmp_path)]
+    assert parse(words).config.obs_kinds == {"a/b": "drop"}
+    again = ["--obs-kinds", "a/b", "drop", "c", "vector"]
+    assert parse([*words, "--obs-kinds", "a/b", "drop"]).config == made
+    with pytest.raises(UserError, match="leave the option out"):
+        parse(words + again)
+    with pytest.raises(UserError, match="--obs-kinds: words in pairs") as error:
+        parse([*words, "--obs-kinds", "c"])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["catch", "atari100k"])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from simulus_nb.config import (
     PRESETS, CollectConfig, Config, CTraining, MTraining, atari100k, catch, check_fit, check_ranges,
-    cost, differences, flat, is_json, overlay, preset, preset_for, rem
+    core, cost, differences, flat, is_json, overlay, preset, preset_for, rem
 )
+from simulus_nb.curiosity import CuriosityConfig
 from simulus_nb.retnet import head_decays
 from simulus_nb.spaces import UserError
 
@@ -43,43 +44,78 @@ def test_presets_are_valid_and_survive_json(name):
     assert all(type(a) is type(b) for a, b in zip(flat(again).values(), flat(config).values()))
 
 
-PUBLISHED = ("atari100k", "rem", "dmc", "craftax")
+PUBLISHED = ("core", "atari100k", "rem", "dmc", "craftax")
 CLAIMS = json.loads((Path(__file__).parents[1] / "nbs" / "data" / "settings.json").read_text())
 
 
-def claimed(kind, name):
-    "The settings of a preset that `nbs/data/settings.json` calls published or ours."
-    other = {"published": "ours", "ours": "published"}[kind]
-    return {
-        k: v
-        for k, v in (CLAIMS[kind]["all"] | CLAIMS[kind][name]).items()
-        if k not in CLAIMS[other][name]
-    }
+KINDS = ("published", "departs", "ours")
+
+
+def claimed(name):
+    "{setting: (list of `nbs/data/settings.json`, what it says)} of a preset."
+    found = {}
+    for group in dict.fromkeys(("all", CLAIMS["like"].get(name, name), name)):
+        for kind in KINDS:
+            found |= {k: (kind, said) for k, said in CLAIMS[kind].get(group, {}).items()}
+    return found
+
+
+def unexplained(config, name):
+    "Settings that are not as published and have no reason, or have one and are as published."
+    mine = json.loads(json.dumps(flat(config)))
+    return [k for k, (kind, said) in claimed(name).items()
+            if kind == "published" and mine[k] != said or kind == "departs" and mine[k] == said[0]]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_setting_of_a_published_preset_is_published_or_has_a_reason(name):
-    mine, published, ours = (
-        json.loads(json.dumps(flat(preset(name)))), claimed("published", name),
-        claimed("ours", name)
-    )
-    assert not set(published) & set(ours)
-    assert set(mine) - set(published) - set(ours) == set(), (
-        "say in nbs/data/settings.json where these come from"
-    )
-    assert (set(published) | set(ours)) - set(mine) == set()
-    assert {k: mine[k] for k in published} == published
-    assert all(isinstance(why, str) and why for why in ours.values())
-    assert not set(CLAIMS["published"][name]) & set(CLAIMS["ours"][name])
+    mine, known = flat(preset(name)), claimed(name)
+    assert set(mine) - set(known) == set(), "say in nbs/data/settings.json where these come from"
+    assert set(known) - set(mine) == set()
+    assert unexplained(preset(name), name) == []
+    for kind, said in known.values():
+        reasons = {"published": ["typed"], "departs": said, "ours": [said]}[kind]
+        assert all(isinstance(x, str) and x for x in reasons) and len(reasons) == (
+            2 if kind == "departs" else 1)
+    groups = [set(CLAIMS[kind].get(name, {})) for kind in KINDS]
+    assert len(set.union(*groups)) == sum(map(len, groups))             # in one list only
+    assert CLAIMS["sources"][name]
 
 
 def test_the_comparison_notices_a_wrong_number():
-    published = claimed("published", "atari100k")
     for name, value in {
         "train_c.critic_first": 5, "precision": "auto", "train_v.weight_decay": 0.0,
-        "evaluation.every": 0
+        "evaluation.every": 0, "curiosity.heads": 8, "curiosity.weight": 10,
+        "curiosity.extrinsic": 100, "train_m.prioritised": 0.0
     }.items():
-        assert published[name] != value and flat(atari100k().change({name: value}))[name] == value
+        assert unexplained(atari100k().change({name: value}), "atari100k") == [name]
+    # a reason for what is no longer another number is noticed too
+    as_theirs = atari100k().change({"tokenizer.image.quantiser": "vq-gradient"})
+    assert unexplained(as_theirs, "atari100k") == ["tokenizer.image.quantiser"]
+
+
+def test_the_published_agent_is_the_core_and_two_additions():
+    both = {"curiosity.heads": (0, 4), "train_m.prioritised": (0, 0.3)}
+    assert differences(core(), atari100k()) == both
+    for name, extrinsic, intrinsic in (("atari100k", 1, 1), ("dmc", 1, 10), ("craftax", 100, 1)):
+        c = preset(name)
+        assert (c.curiosity.heads, c.train_m.prioritised) == (4, 0.3)
+        assert (c.curiosity.extrinsic, c.curiosity.weight) == (extrinsic, intrinsic)
+        assert c.train_m.batch % c.curiosity.heads == 0
+    for name in ("core", "rem", "catch", "small", "minigrid", "minatar", "control", "dmc-small",
+                 "craftax-small"):
+        assert preset(name).curiosity == CuriosityConfig() and not preset(name).train_m.prioritised
+
+
+def test_the_newest_release_is_the_published_agent_with_what_is_known_of_it():
+    known = CLAIMS["newest"]["known"]
+    mine = json.loads(json.dumps(flat(preset("simulus-a"))))
+    assert {k: mine[k] for k in known} == known
+    # digits of 8, 8, 8 are the default of the grid, and nothing else is changed
+    assert differences(atari100k(), preset("simulus-a")).keys() == known.keys() - {
+        "tokenizer.image.levels"}
+    assert mine["tokenizer.image.vocab"] == math.prod(mine["tokenizer.image.levels"])
+    assert all(len(row) == 3 and all(row) for row in CLAIMS["newest"]["rows"])
 
 
 def test_windows_of_rem_are_32_to_512_tokens():
@@ -92,13 +128,14 @@ def test_windows_of_rem_are_32_to_512_tokens():
 
 
 def test_published_runs_fit_their_replay_and_are_compared_by_differences():
-    assert differences(Config(), atari100k()) == {
-        "precision": ("auto", "float32"), "train_v.weight_decay": (0, 0.01),
+    assert differences(Config(), core()) == {
+        "precision": ("auto", "float32"), "tokenizer.vector_waves": (True, False),
+        "train_v.weight_decay": (0, 0.01),
         "train_c.weight_decay": (0, 0.01), "evaluation.every": (0, 20),
         "evaluation.interim": (20, 16)
     }
     assert [cost(preset(n))["env_steps"] for n in PUBLISHED] == [
-        100_000, 100_000, 500_000, 1_000_000
+        100_000, 100_000, 100_000, 500_000, 1_000_000
     ]
     for name in PUBLISHED:                  # the whole run fits, with a last row for every episode
         assert preset(name).collect.capacity >= 1.01 * cost(preset(name))["env_steps"]

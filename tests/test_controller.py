@@ -280,7 +280,7 @@ def test_entropy_and_log_prob_gradients():
 
 @settings(deadline=None, max_examples=8)
 @given(st.integers(2, 7), st.integers(0, 99), st.floats(0.2, 3))
-def test_race_draws_from_softmax(N, seed, spread):
+def test_draws_are_from_softmax(N, seed, spread):
     g, n = torch.Generator().manual_seed(seed), 40_000
     logits = spread * torch.randn(N, generator=g)
     drawn = sample_categorical(logits.expand(n, N), g)
@@ -290,8 +290,34 @@ def test_race_draws_from_softmax(N, seed, spread):
     assert chi2 < N - 1 + 6 * (2 * (N - 1)) ** 0.5 + 8
 
 
+@pytest.mark.parametrize("N", [1, 2, 11, 251])
+def test_a_draw_is_where_its_number_falls_on_the_ruler(N):
+    "Eq. (16.20) in float64: P_a > u P_0 >= P_{a+1}, up to the rounding of the sums."
+    g, n = torch.Generator().manual_seed(N), 5000
+    logits = 3 * torch.randn(n, N, generator=g)
+    state = g.get_state()
+    drawn = sample_categorical(logits, g)
+    u = torch.rand(n, 1, generator=g.set_state(state)).double()
+    p = logits.double().softmax(-1)
+    tail = torch.cat([p.flip(-1).cumsum(-1).flip(-1), torch.zeros(n, 1).double()], -1)
+    assert (tail.gather(-1, drawn[:, None]) > u - 1e-6).all()
+    assert (u + 1e-6 >= tail.gather(-1, drawn[:, None] + 1)).all()
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2.0**-24])
+def test_no_number_falls_beyond_what_exists(u, monkeypatch):
+    "Eq. (16.20) at the ends of the ruler, with options that do not exist; and with no numbers."
+    monkeypatch.setattr(torch, "rand", lambda *shape, **how: torch.full(shape, u))
+    for exist in range(1, 40):
+        logits = torch.randn(200, 64)
+        logits[:, exist:] = torch.finfo(torch.float32).min
+        drawn = sample_categorical(logits)
+        assert (drawn == (exist - 1 if u == 0 else 0)).all()
+    assert sample_categorical(torch.full((3, 5), torch.nan)).tolist() == [0, 0, 0]
+
+
 def test_every_row_of_any_shape_is_drawn_from_its_own_distribution():
-    "Eq. (13.20) for (n, 2, 3, N) logits: the frequencies are the softmax over the last axis."
+    "Eq. (16.20) for (n, 2, 3, N) logits: the frequencies are the softmax over the last axis."
     g, n = torch.Generator().manual_seed(0), 20_000
     logits = torch.randn(2, 3, 4, generator=g)
     drawn = sample_categorical(logits.expand(n, 2, 3, 4), g)
@@ -301,7 +327,7 @@ def test_every_row_of_any_shape_is_drawn_from_its_own_distribution():
     assert ((seen - truth).abs() < 5 * (truth * (1 - truth) / n).sqrt()).all()
 
 
-def test_race_reproduces_and_respects_zeros():
+def test_draws_reproduce_and_respect_zeros():
     logits = torch.tensor([0.0, torch.finfo(torch.float32).min, 1.0, -torch.inf]).expand(5000, 4)
     draws = [sample_categorical(logits, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])

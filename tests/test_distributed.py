@@ -58,12 +58,16 @@ def fork(tmp_path_factory):
 @pytest.mark.parametrize("double, tolerance", [(False, 2e-4), (True, 1e-9)])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"env": "CartPole-v1", "tokenizer.vector_levels": 25, "train_c.critic_first": 10**6}],
-    ids=["catch", "critic"]
+    [{}, {"env": "CartPole-v1", "tokenizer.vector_levels": 25, "train_c.critic_first": 10**6},
+     {"world_model.sequence": "attention"},
+     {"controller.value": "number", "train_c.average": 0.1},
+     {"tokenizer.image.quantiser": "fsq", "tokenizer.image.levels": [4, 4],
+      "train_m.prioritised": 0.5, "curiosity.heads": 4, "curiosity.weight": 3.0}],
+    ids=["catch", "critic", "attention", "mean", "additions"]
 )
 def test_two_processes_are_one(fork, tmp_path, changes, double, tolerance):
-    """After twenty updates of V, M and C: parameters, codebook, optimisers, return scale and
-    metrics of one process with the whole batch."""
+    """After twenty updates of V, M and C: parameters, codebook, optimisers, return scale, recorded
+    losses and metrics of one process with the whole batch."""
     # one channel a group: a bias before it would learn rounding errors
     task = dict(changes={"tokenizer.image.norm_groups": 2, **changes}, double=double)
     for world in (1, 2):

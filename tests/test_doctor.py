@@ -18,10 +18,13 @@ from simulus_nb.doctor import (
     report_text, self_check, tools, weights
 )
 from simulus_nb.loop import collect, learn_m, tokenise
-from simulus_nb.rehearsal import GIB, UPDATES, Tally, fits, needs, peak_bytes, stored_seconds
+from simulus_nb.rehearsal import (
+    GIB, UPDATES, Tally, fits, needs, peak_bytes, shapes_only, stored_seconds
+)
 from simulus_nb.replay import row_bytes
 from simulus_nb.run_setup import infer_specs, prepare
 from simulus_nb.spaces import UserError
+from simulus_nb.tokenizer import mask_invalid
 
 CPU = torch.device("cpu")
 TINY = {
@@ -58,7 +61,8 @@ def recorded(work):
 
 @pytest.mark.filterwarnings("ignore:TF32")
 @pytest.mark.parametrize(
-    "changes", [{}, {"train_m.batch": 9, "world_model.retnet.layers": 3, "train_c.batch": 16}]
+    "changes", [{}, {"train_m.batch": 9, "world_model.retnet.layers": 3, "train_c.batch": 16},
+                {"world_model.sequence": "attention"}]
 )
 def test_counted_peaks_are_those_of_real_updates(changes):
     config = tiny(**changes)
@@ -375,3 +379,11 @@ def test_counted_peaks_are_those_of_a_gpu():
     assert math.isclose(
         torch.cuda.max_memory_allocated() - before, count(config)[0]["M"].bytes, rel_tol=0.25
     )
+
+
+def test_tables_without_numbers_do_not_stay():
+    "Categories that do not exist are masked by a cached table; one made among fake tensors is not."
+    logits, sizes = torch.zeros(1, 2, 7), (3, 7)
+    with shapes_only():
+        mask_invalid(torch.zeros(1, 2, 7), sizes)
+    assert mask_invalid(logits, sizes)[0, 0, 3:].max() < -1e30

@@ -1,6 +1,8 @@
 """Dreams: a perfect model dreams the truth, drift follows its formula, pictures say what is
 imagined, DreamEnv is a Gymnasium environment."""
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +20,12 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulus_nb import dream
 from simulus_nb.agent import Agent
 from simulus_nb.catch import Catch
+from simulus_nb.cli import parse
 from simulus_nb.collect import Collector
+from simulus_nb.config import flat
 from simulus_nb.controller import ControllerConfig, sample_categorical
 from simulus_nb.dream import DreamEnv, action_space, observation_space, raw_observation
 from simulus_nb.evaluate import RandomAgent, evaluate
@@ -71,12 +76,13 @@ def small_catch():
     return Catch(rows=6, cols=4, size=16)
 
 
-def world(make=small_catch, steps=120, seed=0, num_envs=2):
+def world(make=small_catch, steps=120, seed=0, num_envs=2, sequence="retnet"):
     "An untrained agent and a replay of random play."
     env = make()
     specs = ObsSpec.from_space(env.observation_space), ActionSpec.from_space(env.action_space)
     torch.manual_seed(seed)
-    agent = Agent(*specs, **SIZES).eval()
+    model = replace(SIZES["world_model"], sequence=sequence)
+    agent = Agent(*specs, **SIZES | {"world_model": model}).eval()
     # livelier than a fresh model: its answers depend on what it saw
     for p in agent.world_model.parameters():
         if p.ndim > 1:
@@ -736,10 +742,11 @@ def test_order_of_calls():
         clock_dream("Never")
 
 
-def test_prepared_beginnings_change_nothing(monkeypatch):
+@pytest.mark.parametrize("sequence", ["retnet", "attention"])
+def test_prepared_beginnings_change_nothing(monkeypatch, sequence):
     """The same dreams whether a moment is prepared once or each time; and M and V are asked once
     for each."""
-    agent, replay = world()
+    agent, replay = world(sequence=sequence)
     first, second = DreamEnv(agent, replay, 4, 3), DreamEnv(agent, replay, 4, 3)
     actions = [np.full(4, t % 3) for t in range(40)]
     a = [x.tobytes() for x in [first.reset(seed=1)[0]] + [first.step(x)[0] for x in actions]]
@@ -758,6 +765,23 @@ def test_prepared_beginnings_change_nothing(monkeypatch):
         not first.start.known.all()
         and len(DreamEnv(agent, replay, 2, beginnings=7).reset()[0]) == 2
     )
+
+
+@pytest.mark.parametrize("sequence", ["retnet", "attention"])
+def test_where_memories_are_too_large_their_tokens_are_kept(monkeypatch, sequence):
+    "The same dreams, and no memory of M beside that of the dreams themselves."
+    agent, replay = world(sequence=sequence)
+    agent.double()
+    kept, read = DreamEnv(agent, replay, 4, 3), DreamEnv(agent, replay, 4, 3)
+    a = [kept.reset(seed=1)[0]] + [kept.step(np.full(4, t % 3))[0] for t in range(20)]
+    size = len(kept.start.rows) * kept.start.memory[:, :1].nbytes
+    monkeypatch.setattr(dream, "KEPT", size - 1)
+    b = [read.reset(seed=1)[0]] + [read.step(np.full(4, t % 3))[0] for t in range(20)]
+    assert all((x == y).all() for x, y in zip(a, b))
+    assert read.start.memory is None and torch.allclose(read.memory, kept.memory, atol=1e-9)
+    assert sum(x.nbytes for x in (read.start.rows, read.start.known, *read.start.steps)) < size
+    monkeypatch.setattr(dream, "KEPT", size)
+    assert DreamEnv(agent, replay, 4, 3).reset(seed=1)[0].tolist() == a[0].tolist()
 
 
 def test_dreams_begin_in_real_moments():
@@ -791,8 +815,9 @@ def test_dream_env_is_determined_by_its_seed():
     assert rollout(env, 6, actions) != a
 
 
-def test_steps_equal_those_of_imagine():
-    agent, replay = world(Mixed)
+@pytest.mark.parametrize("sequence", ["retnet", "attention"])
+def test_steps_equal_those_of_imagine(sequence):
+    agent, replay = world(Mixed, sequence=sequence)
     env, dice = DreamEnv(agent, replay, num_envs=4, horizon=50), generator(3)
     env.reset(seed=3)
     dream = imagine(
@@ -851,6 +876,26 @@ def test_stored_worlds_are_whole_and_small(name):
     assert after.shape == z.shape and reward.isfinite().all() and done.dtype == torch.bool
 
 
+def test_the_printed_command_has_the_settings_of_the_stored_world():
+    "The chapter prints it, the record holds the settings, the agent its sizes."
+    page = (BOOK / "31_inside_the_dream.ipynb").read_text(encoding="utf8")
+    cells = json.loads(page)["cells"]
+    text = next(t for c in cells if "simulus-nb train" in (t := "".join(c["source"])))
+    printed = text.split("```")[1].replace("\\\n", " ").strip().splitlines()
+    config = parse(shlex.split(printed[0])[1:]).config
+    stored = json.loads((BOOK / "results" / "dream-ppo.json").read_text())["world"]["settings"]
+    now = json.loads(json.dumps(flat(config)))
+    assert {k: now[k] for k in stored if k in now} == {k: v for k, v in stored.items() if k in now}
+    # what has another name now: steps are collected in every epoch, as they were
+    assert set(stored) - set(now) == {"collect.epochs", "tokenizer.image.codebook"}
+    assert config.collecting == config.epochs == stored["collect.epochs"]
+    made = Agent.load(BOOK / "data" / "catch-dream")
+    assert made.tokenizer.config.image == config.tokenizer.image
+    assert made.world_model.config.retnet == config.world_model.retnet
+    # and the script's option is the folder that the command writes
+    assert printed[1].split()[-1] == printed[0].split()[-1]
+
+
 def test_the_stored_agent_is_whole_and_plays():
     "The one that the quickstart loads; beside it stands what made it."
     folder = BOOK / "data" / "catch-agent"
@@ -869,5 +914,5 @@ def test_what_learnt_in_the_dream_plays_the_real_game():
         len(scores) == 5
         and min(scores) > 0.5
         and stored["random"]["mean"] < -0.4
-        and min(stored["speed"].values()) > 0.8
+        and min(stored["speed"]["found"].values()) > 0.8
     )

@@ -643,15 +643,16 @@ def test_control_suite_spaces_seeds_and_truncation(task, shapes, joints):
 def test_our_ids_are_registered_without_an_extra_and_the_control_suite_is_quiet():
     assert (
         {
-            CATCH, "simulus/Parcels-v0", "simulus/Craftax-Symbolic-v1",
-            "simulus/Craftax-Classic-Symbolic-v1"
+            CATCH, "simulus/Parcels-v0", "simulus/Memory-v0", "simulus/Rooms-v0",
+            "simulus/Craftax-Symbolic-v1", "simulus/Craftax-Classic-Symbolic-v1"
         }
         == set(OURS)
         <= set(gymnasium.registry)
     )
     code = (
         "import sys, simulus_nb.envs as e; print([m for m in ('jax', 'craftax', 'minigrid', "
-        "'minatar', 'shimmy', 'dm_control', 'simulus_nb.parcels') if m in sys.modules])"
+        "'minatar', 'shimmy', 'dm_control', 'simulus_nb.parcels', 'simulus_nb.memory', "
+        "'simulus_nb.rooms') if m in sys.modules])"
     )
     if find_spec("shimmy"):
         code += "; e.make_env('dm_control/cartpole-balance-v0').reset(seed=0)"

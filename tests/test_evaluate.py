@@ -85,7 +85,7 @@ def test_same_episodes_on_any_number_of_environments():
 def test_unbiased_where_length_is_return():
     result = evaluate(PLAYER, [Survive] * 16, episodes=1600, seed=0)
     assert abs(result.mean - 10) < 4 * result.sem and 0.15 < result.sem < 0.35
-    # the loop that stops at the E-th end, on the same distribution: clearly biased, by Eq. (18.3)
+    # the loop that stops at the E-th end, on the same distribution: clearly biased, by Eq. (22.3)
     lengths = np.random.default_rng(0).geometric(0.1, (3000, 16, 60)).astype(float)
     order = np.argsort(lengths.cumsum(-1).reshape(3000, -1), axis=1, kind="stable")[:, :64]
     first = np.take_along_axis(lengths.reshape(3000, -1), order, 1).mean()

@@ -96,6 +96,8 @@ WORLDS = {  # id: (what its tokens are, settings of its own)
     ),
     "ALE/Breakout-v5": ("image", {"env_options": {"max_episode_steps": 40}}),
     "simulus/Parcels-v0": ("categorical image vector", {}),
+    "simulus/Memory-v0": ("categorical", {}),
+    "simulus/Rooms-v0": ("grid", {}),
     "tests/Everything-v0": ("categorical grid image vector", {"obs_kinds": {"note": "drop"}}),
 }
 

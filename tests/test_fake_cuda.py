@@ -46,7 +46,9 @@ def run(library: str, name: str, *arguments: str) -> dict:
     return json.loads(script(name, *arguments, FAKE_CUDA_LIBRARY=library))
 
 
-@pytest.mark.parametrize("world", ["catch", "catch --graphs", "cartpole", "parcels"])
+@pytest.mark.parametrize("world", [
+    "catch", "catch --graphs", "cartpole", "parcels", "attention", "additions",
+    "additions --graphs"])
 def test_a_whole_run(library, world):
     """Play, updates, a stop, a resumed run, evaluation, media, the saved agent, dreams: nothing
     that CUDA refuses, and no waiting in a warm update."""
@@ -80,15 +82,18 @@ def test_offences_are_found(library):
         assert said and all(part in said for part in wanted), f"{name}: {wanted}, noted {notes}"
 
 
-def test_an_update_costs_no_more_than_before(library):
-    """Operations, traffic, peak memory and products of one update at Atari's sizes: they may
-    fall, never rise; counts.json holds the last ones."""
+@pytest.mark.parametrize("variants", [
+    [], ["--variant", "atari100k"], ["--variant", "simulus-a"]], ids=" ".join)
+def test_an_update_costs_no_more_than_before(library, variants):
+    """Operations, traffic, peak memory and products of one update at Atari's sizes, of the core in
+    both precisions and of two variants: they may fall, never rise; counts.json holds the last
+    ones."""
     stored = json.loads((FOLDER / "counts.json").read_text())
     version = lambda text: text.split(".")[:2]
     if version(stored["torch"]) != version(torch.__version__):
         made = f"counts.json was made with PyTorch {stored['torch']}"
         pytest.skip(f"{made}; {torch.__version__} may take operations apart differently")
-    found = run(library, "count.py", "--json")
+    found = run(library, "count.py", "--json", *variants)
     assert not found["broken"], "\n".join(found["broken"])
     assert not found["changed"], "\n".join(found["changed"])
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simulus_nb import run_folder, trainer
+from simulus_nb import origin, trainer
 from simulus_nb.agent import Agent
 from simulus_nb.catch import Catch
 from simulus_nb.checkpoint import CheckpointWarning, load_checkpoint, save_checkpoint
@@ -28,8 +28,9 @@ from simulus_nb.files import (
 )
 from simulus_nb.lock import NO_LOCKS, FolderLock, take
 from simulus_nb.loop import Diverged
+from simulus_nb.origin import git_commit
 from simulus_nb.registry import built
-from simulus_nb.run_folder import RunFolder, git_commit
+from simulus_nb.run_folder import RunFolder
 from simulus_nb.run_log import find_tracker
 from simulus_nb.spaces import UserError
 from simulus_nb.trainer import Callback, Trainer
@@ -544,7 +545,7 @@ def test_git_commit_is_that_of_our_own_files(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(""), (tmp_path / "theirs.py").write_text("")
     monkeypatch.setattr(
-        run_folder, "find_spec",
+        origin, "find_spec",
         lambda name: types.SimpleNamespace(origin=str(package / "__init__.py"))
     )
     git("init")

@@ -29,18 +29,12 @@ ACTIONS = {
 }
 
 
-def make(actions="discrete", shared=True, seed=0, book=None):
+def make(actions="discrete", shared=True, seed=0, book=None, sequence="retnet"):
     torch.manual_seed(seed)
     book = torch.randn(8, 6, dtype=torch.float64) if book is None else book
     books = lambda: {"obs": book}
-    M = (
-        WorldModel(
-            LAYOUT, ACTIONS[actions], WorldModelConfig(RetNetConfig(width=16, heads=2, layers=2)),
-            books
-        )
-        .double()
-        .eval()
-    )
+    sizes = WorldModelConfig(RetNetConfig(width=16, heads=2, layers=2), sequence=sequence)
+    M = WorldModel(LAYOUT, ACTIONS[actions], sizes, books).double().eval()
     for p in M.parameters():
         nn.init.normal_(p, std=0.4)
     C = Controller(
@@ -151,11 +145,12 @@ def test_real_rewards_and_ends_are_never_read():
     assert same(imagine(M, C, context, 5, gen(0)), imagine(M, C, lied, 5, gen(0)))
 
 
+@pytest.mark.parametrize("sequence", ["retnet", "attention"])
 @settings(deadline=None, max_examples=10)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(2, 7), st.integers(0, 99), st.booleans())
-def test_dreaming_is_reading_the_dream(B, T, H, seed, shared):
+def test_dreaming_is_reading_the_dream(sequence, B, T, H, seed, shared):
     "Both networks, told the finished dream at once, say what they said while it was dreamt."
-    M, C = make("multidiscrete", shared, seed=1)
+    M, C = make("multidiscrete", shared, seed=1, sequence=sequence)
     context = make_context(C, B, T, seed)
     dream = imagine(M, C, context, H, gen(seed))
     before = (context.z[:, :-1], context.action[:, :-1], context.mask[:, :-1])

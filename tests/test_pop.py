@@ -99,29 +99,38 @@ def test_nothing_asked_is_remembered():
     same(pop(net, x, xu, past, first=5)[1], S)
 
 
-@pytest.mark.parametrize("block", range(4))
-@torch.no_grad()
-def test_causal(block):
-    net, x, xu, past = world(layers=3)
-    yu, _ = pop(net, x, xu, past)
+def changes_nothing_before(ask, net, x, xu, past, block):
+    "An action of `block` moves no earlier prediction, and a question only those to its right."
+    yu, _ = ask(net, x, xu, past)
     y = x.clone()
     y[:, block, -1] = torch.randn_like(y[:, block, -1])  # its last token, the action
-    moved = (pop(net, y, xu, past)[0] - yu).abs().amax((0, 3))
+    moved = (ask(net, y, xu, past)[0] - yu).abs().amax((0, 3))
     assert (moved[:block] < 1e-12).all() and (moved[block:] > 1e-9).all()
     u = xu.clone()
     u[2] = torch.randn_like(u[2])  # a question moves only those to its right
-    moved = (pop(net, x, u, past)[0] - yu).abs().amax((0, 1, 3))
+    moved = (ask(net, x, u, past)[0] - yu).abs().amax((0, 1, 3))
     assert (moved[:2] < 1e-12).all() and (moved[2:] > 1e-9).all()
+
+
+def rows_stay_apart(ask, net, x, xu, past):
+    "Each row of a batch is what it is alone."
+    yu, S = ask(net, x, xu, past)
+    for row in range(len(x)):
+        y, s = ask(net, x[row:row + 1], xu, past[:, row:row + 1])
+        same(y, yu[row:row + 1])
+        same(s, S[:, row:row + 1])
+
+
+
+@pytest.mark.parametrize("block", range(4))
+@torch.no_grad()
+def test_causal(block):
+    changes_nothing_before(pop, *world(layers=3), block)
 
 
 @torch.no_grad()
 def test_rows_never_mix():
-    net, x, xu, past = world()
-    yu, S = pop(net, x, xu, past)
-    for row in range(3):
-        y, s = pop(net, x[row:row + 1], xu, past[:, row:row + 1])
-        same(y, yu[row : row + 1])
-        same(s, S[:, row : row + 1])
+    rows_stay_apart(pop, *world())
 
 
 def test_gradients_are_those_of_the_reference():
@@ -170,7 +179,7 @@ def test_shortcuts_of_project():
 
 @pytest.mark.parametrize("layers,first", [(1, 1), (1, 3), (2, 2), (3, 5)])
 def test_operations(layers, first):
-    "Eq. (10.12) of the chapter, against PyTorch's counter."
+    "Eq. (12.12) of the chapter, against PyTorch's counter."
     net, x, xu, _ = world(layers=layers)
     B, T, L, d, K, h, f = *x.shape, len(xu), 2, 4
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -9,6 +9,8 @@ import pytest
 nbformat = pytest.importorskip("nbformat")
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from simulus_nb.tasks import TASKS
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 
@@ -33,6 +35,12 @@ def test_readme_is_rendered():
         assert (ROOT / "nbs" / name).read_bytes() == data, (
             f"nbs/{name} is old: run python tools/render_readme.py"
         )
+
+
+def test_every_task_has_its_line_near_the_top():
+    lines = README.read_text(encoding="utf8").splitlines()
+    starts = [next(i for i, x in enumerate(lines) if x.startswith(f"| {name}, ")) for name in TASKS]
+    assert starts == list(range(starts[0], starts[0] + len(TASKS))) and starts[0] < 40
 
 
 def test_links_exist():
@@ -77,7 +85,7 @@ def test_test_command_is_marked():
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("[a](08_retention.ipynb)", "[a](nbs/08_retention.ipynb)"),
+        ("[a](10_retention.ipynb)", "[a](nbs/10_retention.ipynb)"),
         (
             "![a](images/dream.png) and [b](../LICENSE)",
             "![a](nbs/images/dream.png) and [b](LICENSE)"

@@ -197,7 +197,7 @@ def test_errors(kind):
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(-900, 900), min_size=1, max_size=6), st.integers(0, 99))
 def test_raw_mean_is_the_expectation_and_symlog_mean_is_not(values, seed):
-    """Any mixture of numbers, read by Eq. (3.13), is their expectation; Eq. (3.5) has the smaller
+    """Any mixture of numbers, read by Eq. (4.13), is their expectation; Eq. (4.5) has the smaller
     magnitude where all have one sign (Jensen)."""
     head = HLGauss(-7, 7, mean="raw")
     x = torch.tensor(values, dtype=torch.float64)

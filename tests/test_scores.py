@@ -1,9 +1,8 @@
 """Summaries over games and seeds against SciPy, rliable and the published figures; records of runs,
 well and badly formed."""
-import importlib.util
 import json
 import math
-import shutil
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from simulus_nb.atari_results import chance_below, plot_records, result_table, side_by_side
 from simulus_nb.config import preset
 from simulus_nb.evaluate import ATARI_SCORES
-from simulus_nb.records import (
-    FILE_FIELDS, RUN_FIELDS, TRAINING_RUN, chance_below, plot_records, read_record, read_records,
-    result_table, side_by_side
-)
+from simulus_nb.records import Record, deviations, read_record, read_records
 from simulus_nb.scores import (
     SUMMARIES, aggregate, bootstrap, draw_rows, improvement, iqm, mean_spread, normalise,
     performance_profile, plot_aggregates, read_scores, run_table, summaries
 )
 from simulus_nb.spaces import UserError
-from simulus_nb.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, RESULTS = ROOT / "nbs" / "data", ROOT / "nbs" / "results"
 AGENTS = ["SimPLe", "TWM", "DreamerV3", "IRIS", "REM", "Simulus"]
-
-spec = importlib.util.spec_from_file_location("record_runs", ROOT / "tools" / "record_runs.py")
-record_runs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(record_runs)
 
 
 def published(agent):
@@ -297,22 +289,17 @@ def test_damaged_files_of_scores_are_refused(tmp_path, text, say):
 
 # ---------------------------------------------------------------- records of runs
 
-def document(**changes):
-    "A well-formed record of two runs of Boxing on an imagined GPU."
-    run = lambda seed, mean: dict(
-        seed=seed, env_steps=100_000, wall_seconds=5400.0, peak_bytes=3 * 2**30,
-        returns=[mean, mean + 2], lengths=[100, 90],
-        history=[dict(epoch=0, env_steps=200), {"epoch": 1, "env_steps": 400, "env/return": 3.5}]
-    )
-    return (
-        dict(
-            what=TRAINING_RUN, command="simulus-nb train --env ALE/Boxing-v5 --seed SEED",
-            env="ALE/Boxing-v5", preset="atari100k", deviations=[], machine="16 cores",
-            gpu="an imagined GPU", date="2026-11-22", git_commit="0123456789",
-            versions={"torch": "2.13.0"}, settings={"epochs": 600},
-            runs=[run(0, 90.0), run(1, 60.0)]
-        )
-        | changes
+def boxing(seed=0, mean=90.0, **changes):
+    "A run of Boxing on an imagined GPU."
+    return Record(
+        **(dict(
+            player="ours", env="ALE/Boxing-v5", seed=seed, steps=100_000, curve=((400, 3.0),),
+            returns=(mean, mean + 2), lengths=(100, 90), settings={"epochs": 600},
+            command="simulus-nb train --env ALE/Boxing-v5", wall_seconds=5400.0,
+            history={"env_steps": [200, 400], "env/return": [None, 3.5]}, date="2026-11-22",
+            machine="16 cores", git_commit="0123456789", versions={"torch": "2.13.0"},
+            gpu="an imagined GPU", peak_bytes=3 * 2**30, preset="atari100k"
+        ) | changes)
     )
 
 
@@ -322,19 +309,18 @@ def write(folder, found, name="boxing.json"):
 
 
 def test_a_record_is_read_and_shown(tmp_path):
-    records = read_record(write(tmp_path, document()))
-    assert (
-        [r.own["seed"] for r in records] == [0, 1]
-        and records[0].result.mean == 91
-        and records[0].exact
-        and records[0].curve().tolist() == [[400, 3.5]]
-    )
+    write(tmp_path, asdict(boxing()), "a.json"), write(tmp_path, asdict(boxing(1, 60.0)), "b.json")
+    records = read_records(tmp_path)
+    assert records == [boxing(), boxing(1, 60.0)]
+    assert records[0].result.mean == 91 and records[0].exact and records[0].best == (400, 3.0)
+    assert records[0].series("env/return").tolist() == [[400, 3.5]]
+    assert records[0].series("nothing").shape == (0, 2)
     raw = {a: read_scores(DATA / f"{a}.json") for a in ("Simulus", "REM", "EfficientZero")}
     lines = result_table(records, raw).splitlines()
     assert len(lines) == 4
     for piece in (
         "Boxing", "100,000", "91.0 ± 1.0 of 2 games", "7.575", "92.1 to 94.72", "76.39 to 93.76",
-        "mean 52.7", "1.5 h", "an imagined GPU, 3.0 GiB", "none", "0123456", "boxing.json"
+        "mean 52.7", "1.5 h", "an imagined GPU, 3.0 GiB", "none", "0123456"
     ):
         assert f"| {piece} |" in lines[2]
     both = side_by_side(records, raw["Simulus"], "Simulus")
@@ -347,63 +333,50 @@ def test_a_record_is_read_and_shown(tmp_path):
     assert len(plot_aggregates({"ours": aggregate({"Boxing": np.array([1.0, 2.0])})}).axes) == 4
 
 
-def test_a_folder_holds_other_records_too(tmp_path):
-    assert read_records(tmp_path / "nowhere") == [] == read_records(tmp_path)
-    write(tmp_path, {"what": "benchmark", "ms": 3}, "bench.json")
-    write(tmp_path, document(deviations=["epochs = 300 (atari100k: 600)"]))
-    found = read_records(tmp_path)
-    assert len(found) == 2 and not found[0].exact
-    write(tmp_path, {"ms": 3}, "other.json")
-    with pytest.raises(UserError, match="other.json has no field 'what'"):
-        read_records(tmp_path)
+def test_what_departs_from_its_preset_is_not_exact():
+    assert boxing().exact and not boxing(preset=None).exact
+    assert not boxing(deviations=("epochs = 300 (atari100k: 600)",)).exact
 
 
 def test_the_recorded_gpu_runs_are_well_formed():
+    assert read_records(RESULTS / "nowhere") == []
     read_records(RESULTS / "gpu")
 
 
-@pytest.mark.parametrize("name", FILE_FIELDS)
-def test_every_field_of_a_file_is_needed_and_checked(tmp_path, name):
-    found = document()
+@pytest.mark.parametrize("name", [f.name for f in fields(Record)])
+def test_every_field_of_a_record_is_checked(tmp_path, name):
+    "One that has no value of its own must be there; none takes what is of another kind."
+    found, field = asdict(boxing()), next(f for f in fields(Record) if f.name == name)
+    with pytest.raises(UserError, match=name if name != "what" else "what must be") as e:
+        read_record(write(tmp_path, found | {name: [{}, 3.5]}))
+    assert "\n" not in str(e.value)
     del found[name]
-    with pytest.raises(UserError, match=f"x.json has no field '{name}'") as e:
-        read_record(write(tmp_path, found, "x.json"))
-    assert "\n" not in str(e.value)
-    with pytest.raises(UserError, match=f"x.json: '{name}' must be"):
-        read_record(write(tmp_path, document(**{name: 3.5}), "x.json"))
-
-
-@pytest.mark.parametrize("name", RUN_FIELDS)
-def test_every_field_of_a_run_is_needed_and_checked(tmp_path, name):
-    found = document()
-    del found["runs"][1][name]
-    with pytest.raises(UserError, match=rf"runs\[1\] has no field '{name}'"):
-        read_record(write(tmp_path, found))
-    found["runs"][1][name] = "?"
-    with pytest.raises(UserError, match=rf"runs\[1\]: '{name}' must be") as e:
-        read_record(write(tmp_path, found))
-    assert "\n" not in str(e.value)
+    if field.default is field.default_factory is MISSING:
+        with pytest.raises(UserError, match=name):
+            read_record(write(tmp_path, found))
 
 
 def test_other_damage_is_one_clear_line(tmp_path):
     for text, say in (
-        ("{", "is not JSON"), ("[]", "must be a JSON object"),
-        ('{"what": ""}', "'what' must be a text")
+        ("{", "is not readable"), ("[]", "not a JSON object"), ('{"player": ""}', "missing")
     ):
         (tmp_path / "x.json").write_text(text)
-        with pytest.raises(UserError, match=say):
+        with pytest.raises(UserError, match=say) as e:
             read_record(tmp_path / "x.json")
-    with pytest.raises(UserError, match="cannot read"):
-        read_record(tmp_path / "missing.json")
-    odd = document()
-    odd["runs"][0]["lengths"].pop()
-    with pytest.raises(UserError, match="2 returns but 1 lengths"):
-        read_record(write(tmp_path, odd))
-    for value in (math.nan, math.inf, True, None):
-        odd = document()
-        odd["runs"][0]["returns"] = [1.0, value]
-        with pytest.raises(UserError, match="finite numbers"):
-            read_record(write(tmp_path, odd))
+        assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match="missing"):
+        read_record(tmp_path / "none.json")
+    good = asdict(boxing())
+    for change, say in (
+        ({"lengths": [1]}, "a return and a length of each episode"),
+        ({"returns": [], "lengths": []}, "a return and a length"),
+        ({"what": "benchmark"}, "it is a benchmark"), ({"more": 1}, "unknown field more"),
+        ({"returns": [1.0, math.nan]}, "not readable"),
+        ({"returns": [1.0, math.inf]}, "not readable"),
+        ({"returns": [1.0, True]}, "returns"), ({"returns": [1.0, None]}, "returns")
+    ):
+        with pytest.raises(UserError, match=say):
+            read_record(write(tmp_path, good | change))
 
 
 def test_chance_below():
@@ -412,91 +385,8 @@ def test_chance_below():
     assert (x[:, :2].max(1) < x[:, 2:].min(1)).mean() == pytest.approx(chance_below(3, 2), abs=0.01)
 
 
-# ---------------------------------------------------------------- tools/record_runs.py
-
-TINY = {
-    "epochs": 2, "threads": 1, "device": "cpu", "collect.steps": 40, "train_v.start": 0,
-    "train_v.steps": 1, "train_v.batch": 4, "train_m.start": 0, "train_m.steps": 1,
-    "train_m.batch": 2, "train_c.start": 1, "train_c.steps": 1, "train_c.batch": 2,
-    "evaluation.every": 0, "evaluation.episodes": 3, "evaluation.num_envs": 3
-}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        Trainer(
-            preset("catch").change(TINY | {"seed": seed}), folder / f"catch-{seed}", progress=False,
-            command=f"simulus-nb train --seed {seed} --out catch-{seed}"
-        ).train()
-    return folder
-
-
-def test_finished_runs_become_a_record(runs, tmp_path, capsys):
-    out = tmp_path / "gpu" / "catch.json"
-    record_runs.main(
-        [
-            str(runs / "catch-0"), str(runs / "catch-1"), "--out", str(out), "--machine",
-            "two cores", "--deviation", "a test", "--random-episodes", "20"
-        ]
-    )
-    assert capsys.readouterr().out.count("seed ") == 2
-    first, second = read_records(out.parent)
-    evaluation = json.loads((runs / "catch-1" / "evaluation.json").read_text())
-    assert second.result.returns == tuple(evaluation["returns"]) and second.result.lengths == tuple(
-        evaluation["lengths"]
-    )
-    assert (
-        first.own["seed"], second.own["seed"], first.own["env_steps"], first.own["peak_bytes"]
-    ) == (0, 1, 80, None)
-    shared = first.shared
-    assert shared["command"] == "simulus-nb train --seed SEED --out catch-SEED" and (
-        shared["machine"], shared["gpu"], shared["preset"]
-    ) == ("two cores", None, "catch")
-    changed = {d.split(" = ")[0] for d in shared["deviations"][:-1]}
-    assert (
-        changed == set(TINY) - {"threads", "device", "evaluation.every", "evaluation.num_envs"}
-        and shared["deviations"][-1] == "a test"
-    )
-    assert (
-        f"epochs = 2 (catch: {preset('catch').epochs})" in shared["deviations"]
-        and len(first.own["history"]) == 2
-        and shared["random"]["mean"] < 0
-    )
-    assert first.curve().shape == (2, 2) and first.curve()[:, 0].tolist() == [40, 80]
-
-
 def test_nothing_deviates_from_the_preset_itself():
-    assert (
-        record_runs.deviations(
-            preset("atari100k").change(
-                {"seed": 3, "env": "ALE/Pong-v5", "device": "cpu", "save_every": 10}
-            ),
-            "atari100k",
-        )
-        == []
-    )
-    assert (
-        record_runs.deviations(preset("rem"), "atari100k")[0]
-        == "tokenizer.image.channels = 32 (atari100k: 64)"
-    )
-
-
-def test_unfinished_and_unequal_runs_are_refused(runs, tmp_path):
-    half = tmp_path / "half"
-    half.mkdir()
-    (half / "config.json").write_text((runs / "catch-0" / "config.json").read_text())
-    other = shutil.copytree(runs / "catch-1", tmp_path / "other")
-    (other / "config.json").write_text(
-        json.dumps(preset("catch").change(TINY | {"train_m.lr": 0.5}).to_json())
-    )
-    for folders, say in (
-        ([half], "--resume"), ([runs / "catch-0", other], "train_m.lr"),
-        ([tmp_path / "none"], "holds no run")
-    ):
-        with pytest.raises(SystemExit, match=say):
-            record_runs.main(
-                [*map(str, folders), "--out", str(tmp_path / "x.json"), "--random-episodes", "0"]
-            )
-    assert not (tmp_path / "x.json").exists()
+    other = {"seed": 3, "env": "ALE/Pong-v5", "device": "cpu", "save_every": 10}
+    assert deviations(preset("atari100k").change(other), "atari100k") == ()
+    first = deviations(preset("rem"), "atari100k")[0]
+    assert first == "tokenizer.image.channels = 32 (atari100k: 64)"

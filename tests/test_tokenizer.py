@@ -11,7 +11,7 @@ from simulus_nb.scalars import symlog
 from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, TokenGroup, UserError
 from simulus_nb.tokenizer import (
     GridCoder, MultiModalTokenizer, TokenEmbedding, TokenizerConfig, action_group, mask_invalid,
-    ordered_rows, table_offsets
+    table_offsets, waves
 )
 from simulus_nb.vqvae import VQVAEConfig
 
@@ -186,7 +186,7 @@ def test_embedding_is_lookup_and_average(spec, seed):
         assert x.shape == (2, 3, g.count, 6)
         symbols = V.layout.split(z)[g.key]
         for j in range(g.count):
-            table = book() if book else embed.table.weight
+            table = book() if book else embed.rows()
             begin = (
                 [0]
                 if book or g.kind == "vector"
@@ -205,7 +205,7 @@ def test_codebook_is_read_live_and_never_trained():
     config = TokenizerConfig(
         image=VQVAEConfig(
             image_size=8, channels=8, stages=1, code_dim=6, vocab=16, perceptual="none",
-            codebook="gradient"
+            quantiser="vq-gradient"
         )
     )
     V = MultiModalTokenizer(ObsSpec.from_space(gs.Box(0, 255, (8, 8, 3), np.uint8)), config)
@@ -281,7 +281,7 @@ def test_mask_made_under_inference_mode_serves_training():
     nvec=st.lists(st.integers(2, 5), min_size=1, max_size=3), seed=st.integers(0, 99)
 )
 def test_patches_lose_nothing_and_keep_their_place(rows, cols, p, nvec, seed):
-    "Eq. (7.6a) for any map and patch: exact both ways, and a cell only touches its own token."
+    "Eq. (9.6a) for any map and patch: exact both ways, and a cell only touches its own token."
     coder = GridCoder(
         Modality("map", "grid", (rows, cols, len(nvec)), tuple(nvec)), TokenizerConfig(grid_patch=p)
     )
@@ -313,7 +313,7 @@ def test_patches_lose_nothing_and_keep_their_place(rows, cols, p, nvec, seed):
 
 @pytest.mark.parametrize("patch", [1, 2])
 def test_embedding_of_cells_is_the_mean_of_looked_up_rows_with_its_gradient(patch):
-    "Eq. (7.13): the product with a table of marks equals the lookup, forward and backward."
+    "Eq. (9.13): the product with a table of marks equals the lookup, forward and backward."
     torch.manual_seed(0)
     coder = GridCoder(
         Modality("map", "grid", (4, 5, 3), (4, 2, 6)), TokenizerConfig(grid_patch=patch)
@@ -334,22 +334,24 @@ def test_embedding_of_cells_is_the_mean_of_looked_up_rows_with_its_gradient(patc
 
 
 def test_where_tables_begin():
-    """Eq. (7.12a): levels have an order, in vectors and continuous actions; Eq. (7.13a): an empty
+    """Eq. (9.12a): levels have an order, in vectors and continuous actions; Eq. (9.13a): an empty
     cell is zero; categories are independent."""
     torch.manual_seed(0)
     near = lambda rows: torch.nn.functional.cosine_similarity(rows[1:], rows[:-1], dim=-1).mean()
-    assert (
-        near(ordered_rows(125, 256)) > 0.8
-        and ordered_rows(1, 8).isfinite().all()
-        and ordered_rows(2, 8).shape == (2, 8)
-    )
+    for n in (1, 2, 7, 125, 1001):
+        for fall in (0.0, 1.0):                                 # Eq. (9.12b)
+            rows = waves(n, fall=fall)
+            assert rows.shape == (n, 32) and (rows.norm(dim=-1) - 1).abs().max() < 1e-5
+    assert near(waves(125, fall=1.0)) > near(waves(125)) > 0.9
     levels = TokenEmbedding(
         action_group(ActionSpec.from_space(gs.Box(-1, 1, (2,)), levels=51)), 256
-    ).table.weight
+    ).rows()
     choices = TokenEmbedding(
         action_group(ActionSpec.from_space(gs.MultiDiscrete([51, 51]))), 256
-    ).table.weight
+    ).rows()
+    assert levels.shape == choices.shape == (102, 256)
     assert near(levels[:51]) > 0.7 and near(levels[51:]) > 0.7 and near(choices).abs() < 0.1
+    assert torch.nn.functional.cosine_similarity(levels[:51], levels[51:]).abs().max() < 0.5
     ground = TokenEmbedding(TokenGroup("map", "grid", 4, (3, 2), grid=(2, 2)), 16)
     assert (
         not ground(torch.zeros(1, 8, dtype=torch.long)).any()

@@ -47,11 +47,31 @@ def finished(tmp_path_factory):
     return Trainer(toy(), tmp_path_factory.mktemp("run") / "a", progress=False).train()
 
 
+@pytest.fixture(scope="module")
+def finished_with_attention(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "attention"
+    return Trainer(with_attention(), folder, progress=False).train()
+
+
+def with_attention():
+    return toy().change({"world_model.sequence": "attention"})
+
+
 @pytest.mark.parametrize("stop", [1, 2])
 def test_resume_equals_uninterrupted(finished, tmp_path, stop):
     "Stopped after any epoch and taken up by a new object, a run ends with the same everything."
+    check_resume(toy(), finished, tmp_path, stop)
+
+
+def test_resume_with_attention(finished_with_attention, tmp_path):
+    check_resume(with_attention(), finished_with_attention, tmp_path, 2)
+    names = list(finished_with_attention.agent.world_model.state_dict())
+    assert any(name.startswith("attention.layers.0.") for name in names)
+
+
+def check_resume(config, finished, tmp_path, stop):
     torch.manual_seed(99)
-    first = Trainer(toy(), tmp_path / "b", progress=False)
+    first = Trainer(config, tmp_path / "b", progress=False)
     log, seen = first.log, []
 
     def stopping(record, writer):

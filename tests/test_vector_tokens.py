@@ -111,7 +111,7 @@ def test_ends_of_the_range():
     st.integers(0, 99)
 )
 def test_bounds_stretch_each_entry_over_the_fine_part(bounds, seed):
-    """Eq. (4.4a): within its bound an entry is off by at most half a fine gap, stretched back;
+    """Eq. (5.4a): within its bound an entry is off by at most half a fine gap, stretched back;
     without a bound nothing changes."""
     vq, plain = VectorQuantizer(bound=bounds), VectorQuantizer()
     u = 2 * torch.rand(50, len(bounds), generator=torch.Generator().manual_seed(seed)) - 1

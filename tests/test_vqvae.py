@@ -15,9 +15,9 @@ f64 = torch.float64
 few = settings(deadline=None, max_examples=25)
 
 
-def tiny(codebook="ema", in_channels=3, seed=0, **changes) -> VQVAE:
+def tiny(quantiser="vq", in_channels=3, seed=0, **changes) -> VQVAE:
     torch.manual_seed(seed)
-    config = dict(image_size=16, channels=8, stages=2, code_dim=12, vocab=20, codebook=codebook)
+    config = dict(image_size=16, channels=8, stages=2, code_dim=12, vocab=20, quantiser=quantiser)
     return VQVAE(VQVAEConfig(**{**config, **changes}), in_channels)
 
 
@@ -45,7 +45,7 @@ def gradients(term, parameters):
     [
         dict(image_size=84), dict(image_size=4), dict(image_size=0), dict(stages=0),
         dict(channels=12), dict(channels=0), dict(norm_groups=0), dict(code_dim=0), dict(vocab=1),
-        dict(codebook="k-means"), dict(ema_decay=1.0), dict(ema_decay=-0.1), dict(dead_below=-1.0),
+        dict(quantiser="k-means"), dict(ema_decay=1.0), dict(ema_decay=-0.1), dict(dead_below=-1.0),
         dict(commitment=-1.0)
     ],
 )
@@ -167,28 +167,28 @@ def test_straight_through(m, d, seed):
 
 # the loss
 
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_each_term_moves_its_own_part(codebook):
-    V = tiny(codebook).eval()
+@pytest.mark.parametrize("quantiser", ["vq", "vq-gradient"])
+def test_each_term_moves_its_own_part(quantiser):
+    V = tiny(quantiser).eval()
     judge = lambda x, y: (x - y).abs().mean((1, 2, 3))
     terms, h, z, distance = loss_terms(V, frames(), judge)
     moves = {
         name: [
             gradients(t, V.encoder.parameters()), gradients(t, V.decoder.parameters()),
-            codebook == "gradient" and gradients(t, [V.codebook])
+            quantiser == "vq-gradient" and gradients(t, [V.codebook])
         ]
         for name, t in terms.items()
     }
     assert moves == dict(
         pixel=[True, True, False], perceptual=[True, True, False],
-        codebook=[False, False, codebook == "gradient"], commitment=[True, False, False]
+        codebook=[False, False, quantiser == "vq-gradient"], commitment=[True, False, False]
     )
 
 
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+@pytest.mark.parametrize("quantiser", ["vq", "vq-gradient"])
 @pytest.mark.parametrize("beta", [1.0, 0.25])
-def test_loss_is_the_sum_of_its_terms(codebook, beta):
-    V, x = tiny(codebook, commitment=beta).double().eval(), frames()
+def test_loss_is_the_sum_of_its_terms(quantiser, beta):
+    V, x = tiny(quantiser, commitment=beta).double().eval(), frames()
     judge = lambda x, y: (x - y).abs().mean((1, 2, 3))
     loss, metrics = V.loss(x, judge)
     h, z = V.features(x), V.encode(x)
@@ -198,7 +198,7 @@ def test_loss_is_the_sum_of_its_terms(codebook, beta):
         (to_float(x, f64) - y).square().mean(), judge(to_float(x, f64), y).mean(),
         beta * (h - e).square().mean()
     ]
-    if codebook == "gradient":
+    if quantiser == "vq-gradient":
         parts.append((h - e).square().mean())
     torch.testing.assert_close(loss, sum(parts), rtol=1e-9, atol=0)
     assert all(m.ndim == 0 and not m.requires_grad for m in metrics.values())
@@ -213,12 +213,12 @@ def test_decoder_sees_in_training_what_it_will_decode():
 
 
 def test_averages_are_out_of_the_optimisers_reach():
-    V = tiny("ema")
+    V = tiny("vq")
     assert not any("table" in name for name, _ in V.named_parameters())
     assert {f"table.{name}" for name in ("entries", "count", "total", "started")} <= set(
         V.state_dict()
     )
-    assert "table.entries" in dict(tiny("gradient").named_parameters())
+    assert "table.entries" in dict(tiny("vq-gradient").named_parameters())
 
 
 # moving averages
@@ -257,7 +257,7 @@ def test_training_step_moves_entries_by_the_averages():
 
 
 def test_first_batch_sets_the_entries_once():
-    V, x = tiny("gradient"), frames()
+    V, x = tiny("vq-gradient"), frames()
     V.eval().loss(x)
     assert not V.table.started
     random = V.codebook.detach().clone()
@@ -298,10 +298,10 @@ def test_evaluation_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in V.state_dict().items())
 
 
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_same_seed_same_training(codebook):
+@pytest.mark.parametrize("quantiser", ["vq", "vq-gradient"])
+def test_same_seed_same_training(quantiser):
     def run():
-        V = tiny(codebook, ema_decay=0.5)                   # a short memory: entries die and return
+        V = tiny(quantiser, ema_decay=0.5)                  # a short memory: entries die and return
         optimiser = torch.optim.AdamW(V.parameters(), lr=1e-3)
         for seed in range(8):
             optimiser.zero_grad()
@@ -312,10 +312,10 @@ def test_same_seed_same_training(codebook):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_training_lowers_the_loss(codebook):
+@pytest.mark.parametrize("quantiser", ["vq", "vq-gradient"])
+def test_training_lowers_the_loss(quantiser):
     V, x = (
-        tiny(codebook, commitment=0.1),
+        tiny(quantiser, commitment=0.1),
         frames(4, channels=1).expand(-1, -1, -1, 3).clone() // 128 * 255
     )
     x[:, :, :8] = 0                                                  # half of each picture is black
@@ -405,22 +405,22 @@ def test_pictures_of_another_shape_are_refused(shape):
         tiny().encode(torch.zeros(shape, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_saved_and_loaded(codebook):
-    V, W, x = tiny(codebook), tiny(codebook, seed=1), frames()
+@pytest.mark.parametrize("quantiser", ["vq", "vq-gradient"])
+def test_saved_and_loaded(quantiser):
+    V, W, x = tiny(quantiser), tiny(quantiser, seed=1), frames()
     V.loss(x)
     W.load_state_dict(V.state_dict())
     assert torch.equal(V.encode(x), W.encode(x))
     W.loss(x)
     # already started: the entries stay
-    assert codebook == "ema" or torch.equal(W.codebook, V.codebook)
+    assert quantiser == "vq" or torch.equal(W.codebook, V.codebook)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_no_host_synchronisation(codebook):
-    V, x = tiny(codebook).cuda(), frames().cuda()
+@pytest.mark.parametrize("quantiser", ["vq", "vq-gradient"])
+def test_no_host_synchronisation(quantiser):
+    V, x = tiny(quantiser).cuda(), frames().cuda()
     V.loss(x)[0].backward()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

@@ -11,12 +11,12 @@ from torch import nn
 from simulus_nb.accelerate import rounded
 from simulus_nb.pop import pop_reference
 from simulus_nb.retnet import RetNetConfig
-from simulus_nb.spaces import ActionSpec, ObsSpec
+from simulus_nb.spaces import ActionSpec, ObsSpec, TokenGroup, TokenLayout
 from simulus_nb.tokenizer import MultiModalTokenizer, TokenizerConfig
 from simulus_nb.vqvae import VQVAEConfig
 from simulus_nb.world_model import (
-    BlockEmbedding, Heads, WorldModel, WorldModelConfig, head, modality_losses, observation_loss,
-    world_model_loss
+    BlockEmbedding, Heads, Levels, WorldModel, WorldModelConfig, head, modality_losses,
+    observation_loss, world_model_loss
 )
 
 torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def make(seed=0, dtype=torch.float64, wide=True):
     )
     image = VQVAEConfig(
         image_size=8, channels=8, stages=2, code_dim=12, vocab=8, perceptual="none",
-        codebook="gradient"
+        quantiser="vq-gradient"
     )
     V = MultiModalTokenizer(spec, TokenizerConfig(image=image)).to(dtype)
     M = WorldModel(
@@ -95,7 +95,7 @@ def test_one_pass_equals_steps(T, B, first, seed):
     close(state, end)
     close(M.remember(s["z"], s["action"]), end)
     yu, _ = pop_reference(M.retnet, M.embed(s["z"], s["action"]), M.xu)
-    close(flat(M.predict(yu)), torch.cat(steps, 1))
+    close(flat(M.predict(yu, s["z"])), torch.cat(steps, 1))
 
 
 def test_shapes_and_names():
@@ -300,7 +300,7 @@ def test_only_m_learns():
 def test_summary_is_the_last_prediction_token():
     _, M = make()
     yu = torch.randn(1, 1, M.K, 16, dtype=torch.float64, requires_grad=True)
-    p = M.predict(yu)
+    p = M.predict(yu, torch.zeros(1, 1, M.layout.S, dtype=torch.long))
     for out in (p.reward.sum(), p.done.sum()):
         gradient = torch.autograd.grad(out, yu, retain_graph=True)[0][0, 0].abs().sum(-1)
         assert gradient[-1] > 0 and (gradient[:-1] == 0).all()
@@ -379,3 +379,54 @@ def test_learns_a_counter_to_its_floor():
     q = M.reward.encode(batch["reward"][200:, :-1])
     floor = torch.special.entr(q).sum(-1).mean()
     assert m["obs"] < 0.05 and m["done"] < 0.05 and -1e-4 < m["reward"] - floor < 0.05
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    n=st.integers(5, 251), K=st.integers(1, 4), shift=st.integers(-4, 4), seed=st.integers(0, 99)
+)
+def test_levels_by_waves(n, K, shift, seed):
+    """Eq. (14.10b) against its terms, one at a time; Eq. (14.10c): the part with b moves with the
+    present level, the part with a stays."""
+    torch.manual_seed(seed)
+    levels, out = Levels(n).double(), torch.randn(3, K, 64, dtype=torch.float64)
+    now, phi = torch.randint(n, (3, K)), levels.waves
+    a, b = out.chunk(2, -1)
+    found = levels(out, now)
+    assert found.shape == (3, K, n)
+    for i, k in ((0, 0), (2, K - 1)):
+        cos, sin = (phi[now[i, k]] * 4).chunk(2)                # F = 32: sqrt(F / 2) = 4
+        p, q = b[i, k].chunk(2)
+        turned = torch.cat([p * cos - q * sin, p * sin + q * cos])
+        by_hand = torch.stack([32**0.5 * row @ (a[i, k] + turned) for row in phi])
+        torch.testing.assert_close(found[i, k], by_hand, rtol=1e-9, atol=1e-9)
+    inside = now.clamp(4, n - 5) if n > 9 else torch.full_like(now, n // 2)
+    shift = shift if n > 9 else 0
+    moves, stays = torch.cat([0 * a, b], -1), torch.cat([a, 0 * b], -1)
+    here, there = (levels(moves, inside + s) for s in (0, shift))
+    level = torch.arange(max(0, -shift), n - max(0, shift))
+    torch.testing.assert_close(here[..., level], there[..., level + shift], rtol=1e-4, atol=1e-4)
+    assert torch.equal(levels(stays, inside), levels(stays, inside + shift))
+
+
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(25, 251), K=st.integers(1, 4), seed=st.integers(0, 99))
+def test_reward_and_end_see_the_present_levels(n, K, seed):
+    """Eq. (14.12a): each level adds a vector of its own, near levels add nearly the same, the heads
+    of observations see nothing of it; without levels there is nothing to add."""
+    torch.manual_seed(seed)
+    layout = TokenLayout((TokenGroup("x", "vector", K, (n,), ordered=True),))
+    heads, y = Heads(layout, 16, 9).double(), torch.randn(4, 1, K, 16, dtype=torch.float64)
+    now, zeros = torch.randint(n, (4, 1, K)), torch.zeros(4, 1, K, dtype=torch.long)
+    added = lambda z: heads.summary(y[:, :, -1], z) - y[:, :, -1]
+    one_by_one = sum(
+        added(torch.where(torch.arange(K) == i, now, zeros)) - added(zeros) for i in range(K))
+    torch.testing.assert_close(added(now), added(zeros) + one_by_one, rtol=1e-9, atol=1e-9)
+    step = lambda k: (added((now + k).clamp(max=n - 1)) - added(now)).norm()
+    assert step(1) <= 0.7 * step(n)
+    blind = Heads(layout, 16, 9).double()
+    blind.load_state_dict(heads.state_dict() | {"sight": torch.zeros_like(heads.sight)})
+    assert torch.equal(heads(y, now).obs["x"], blind(y, now).obs["x"])
+    assert torch.equal(blind.summary(y[:, :, -1], now), y[:, :, -1])
+    plain = Heads(TokenLayout((TokenGroup("x", "vector", K, (n,)),)), 16, 9)
+    assert plain.sight is None and plain.summary(y, now) is y

@@ -70,10 +70,14 @@ def steps(task):
     found["c"] = learn_c(run, 20)
     state = {
         f"{name}.{k}": x
-        for name, part in (("agent", run.agent), ("scale", run.learner.scale))
+        for name, part in (("agent", run.agent), ("scale", run.learner.scale),
+                           ("learns", run.learner.controller))
         for k, x in part.state_dict().items()
     }
     state |= {f"replay.{k}": x for k, x in run.replay.tensors().items()}
+    if run.priorities is not None:
+        state["priorities"] = run.priorities.losses()
+        assert (state["priorities"] < 10).any()
     moments = {
         f"optimizer.{name}.{i}.{k}": x
         for name, o in run.learner.optimizers.items()

@@ -52,7 +52,7 @@ SPARE = 10.0  # seconds of the minutes that no part gets: starting, ending, writ
 GRACE = 3.0  # seconds between the wish that a part ends and its end
 SMALL = {
     "train_v.batch": 2,
-    "train_m.batch": 2,
+    "train_m.batch": 4,
     "train_c.batch": 4,
     "train_c.burn_in": 4,
     "train_c.horizon": 4,

@@ -1,40 +1,39 @@
-"""Chapter 26 in full: the world model that it looks into, and agents of another library that
+"""Chapter 31 in full: the world model that it looks into, and agents of another library that
 practise in its dreams.
 
-    simulus-nb train --seed 0 --threads 1 --collect.epsilon 1 --train-c.start 1000000 \\
-        --evaluation.every 0 --controller.width 8 --controller.channels 8 8 \\
-        --controller.embedding 8 --out runs/catch-random
-    python tools/inside_the_dream.py runs/catch-random [--seeds 5] [--machine TEXT]
+    python tools/inside_the_dream.py runs/catch-random [--seeds 5]
+    python tools/inside_the_dream.py --only speed
 
-The first command learns V and M from random play (C stays as it was made, and small). The second
-stores them as nbs/data/catch-dream, trains and stores those of the small world Rain as
-nbs/data/rain-dream, lets PPO practise in the dream of Catch and play the real game, and writes
-nbs/results/dream-ppo.json. The code of the experiment is that of the chapter: its cells that name
-this file. Needs the development requirements (stable-baselines3); about ten minutes on one CPU
-core.
+The run is that of the command printed at the top of the chapter: V and M learn from random play (C
+stays as it was made, and small). The first line stores them as nbs/data/catch-dream, trains and
+stores those of the small world Rain as nbs/data/rain-dream, lets PPO practise in the dream of Catch
+and play the real game, and writes nbs/results/dream-ppo.json; `--only worlds` stops after the two
+agents. The second line times DreamEnv with the agent that is there already and writes its own entry
+of that file. The code of the experiment is that of the chapter: its cells that name this file.
+Needs the development requirements (stable-baselines3); about ten minutes on one CPU core.
 """
 import argparse
 import json
-import platform
 import shutil
 import time
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from simulus_nb.agent import Agent
 from simulus_nb.config import flat
-from simulus_nb.run_folder import RunFolder, git_commit
+from simulus_nb.origin import git_commit, processor, versions
+from simulus_nb.run_folder import RunFolder
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
+FILE = NBS / "results" / "dream-ppo.json"
 STEPS = {"tokens": 20_480, "images": 40_960}                    # of PPO, all dreamt
 
 
 def chapter() -> dict:
     "The definitions of the experiment, from the chapter's cells that name this file."
-    cells = json.loads((NBS / "26_inside_the_dream.ipynb").read_text(encoding="utf8"))["cells"]
+    cells = json.loads((NBS / "31_inside_the_dream.ipynb").read_text(encoding="utf8"))["cells"]
     sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     names: dict = {}
     exec("\n".join(s for s in sources if Path(__file__).name in s), names)
@@ -60,24 +59,47 @@ def store_world(run: Path) -> dict:
     )
 
 
+def circumstances(command: str) -> dict:
+    "Where a measurement comes from."
+    return dict(
+        command=f"python tools/{Path(__file__).name} {command}", git_commit=git_commit(),
+        versions=versions(), machine=processor(), date=str(date.today())
+    )
+
+
+def measure_speed(play: dict, agent: Agent, replay) -> dict:
+    "An entry of the record by itself: a quiet machine can measure it again."
+    return circumstances("--only speed") | {"found": play["speed"](agent, replay, 64, 100)}
+
+
+def write(record: dict) -> None:
+    text = json.dumps(record, separators=(",", ":")) + "\n"
+    FILE.write_text(text, encoding="utf8")
+
+
 def main() -> None:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument(
-        "run", type=Path, help="folder of the run that learnt from random play; only read"
-    )
+    p.add_argument("run", type=Path, nargs="?",
+                   help="folder of the run that learnt from random play; only read")
     p.add_argument("--seeds", type=int, default=5, help="runs of PPO with each kind of observation")
-    p.add_argument("--machine", default="")
-    p.add_argument("--only-worlds", action="store_true", help="store the two agents and stop")
+    p.add_argument("--only", choices=("worlds", "speed"))
     a = p.parse_args()
+    if a.run is None and a.only != "speed":
+        p.error("name the folder of the run, or --only speed")
     torch.set_num_threads(1)
-    world, play = store_world(a.run), chapter()
-    print("bytes:", world["bytes"], store(play["train_rain"](seed=0), "rain-dream"), flush=True)
-    if a.only_worlds:
+    play = chapter()
+    if a.only != "speed":
+        world = store_world(a.run)
+        rain = store(play["train_rain"](seed=0), "rain-dream")
+        print("bytes:", world["bytes"], rain, flush=True)
+    if a.only == "worlds":
         return
-    agent = Agent.load(NBS / "data" / "catch-dream")
-    replay, runs = play["random_play"](agent, play["Catch"], 1_200, seed=1), []
+    agent, runs = Agent.load(NBS / "data" / "catch-dream"), []
+    replay = play["random_play"](agent, play["Catch"], 1_200, seed=1)
+    if a.only == "speed":
+        return write(json.loads(FILE.read_text()) | {"speed": measure_speed(play, agent, replay)})
     for kind, steps in STEPS.items():
         for seed in range(a.seeds):
             curve, seconds, model = [], 0.0, None
@@ -94,18 +116,10 @@ def main() -> None:
             runs.append(dict(observation=kind, seed=seed, curve=curve, returns=list(real.returns)))
             print(kind, seed, curve, flush=True)
     chance = play["in_reality"](None, agent, tokens=False, episodes=400)
-    versions = {
-        name: version(name) for name in ("torch", "numpy", "gymnasium", "stable-baselines3")
-    }
-    out = dict(
-        command=f"python tools/{Path(__file__).name} RUN --seeds {a.seeds}", machine=a.machine,
-        date=str(date.today()), python=platform.python_version(), versions=versions,
-        git_commit=git_commit(), world=world, random=dict(mean=chance.mean, sem=chance.sem),
-        speed=play["speed"](agent, replay, 64, 100), runs=runs
-    )
-    (NBS / "results" / "dream-ppo.json").write_text(
-        json.dumps(out, separators=(",", ":")) + "\n", encoding="utf8"
-    )
+    write(circumstances(f"RUN --seeds {a.seeds}") | dict(
+        world=world, random=dict(mean=chance.mean, sem=chance.sem),
+        speed=measure_speed(play, agent, replay), runs=runs
+    ))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Does a check notice when an equation is computed wrongly?
 
-    python tools/mutate.py [--count 40] [--seed 0] [--chapters 08 14] [--json FILE]
+    python tools/mutate.py [--count 40] [--seed 0] [--chapters 10 14] [--json FILE]
 
-Takes lines of the library that cite an equation, `# Eq. (8.1)`, by chance, spoils each in one
+Takes lines of the library that cite an equation, `# Eq. (10.1)`, by chance, spoils each in one
 way (another sign, another comparison, a number one larger, a term left out), and runs the chapter
 with the spoilt line, and if that passes the tests of the module. Prints each alteration with what
 noticed it, and the share that was noticed. What nothing notices is a check to be written, or a

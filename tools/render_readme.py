@@ -2,11 +2,13 @@
 
     python tools/render_readme.py
 
-Edit the notebook and run it before, never README.md. Three things change on the way:
+Edit the notebook and run it before, never README.md. Four things change on the way:
 - cells marked `#| hide` are left out;
 - of a cell marked `#| echo: false` only the picture stays, as nbs/images/<label>.png with its
   `fig-alt` as text;
-- links that start from nbs/ start from the repository's root instead.
+- links that start from nbs/ start from the repository's root instead;
+- in place of `<!-- results -->` stands the table of all tasks, from the records in
+  nbs/results/tasks.
 """
 import base64
 import posixpath
@@ -18,7 +20,10 @@ from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
+from simulus_nb.tasks import overview
+
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = "<!-- results -->"
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s]+)\)")           # relative targets only
 
 
@@ -64,6 +69,9 @@ def render(notebook: Path) -> tuple[str, dict[str, bytes]]:
             cell = new_markdown_cell(f"![{marks['fig-alt']}]({name})")
         if cell.cell_type == "markdown":
             cell.source = from_root(cell.source)
+            if RESULTS in cell.source:
+                found = overview(notebook.parent / "results" / "tasks")
+                cell.source = cell.source.replace(RESULTS, found)
         cells.append(cell)
     nb.cells, nb.metadata.language_info = cells, {"name": "python"}
     text, _ = MarkdownExporter().from_notebook_node(nb)

@@ -1,10 +1,11 @@
-"""What one update of V, M and C costs at Atari's sizes on CUDA: operations, memory traffic, peak
-memory and products, counted on a CUDA that computes nothing.
+"""What one update of V, M and C costs at Atari's sizes on CUDA, of the core and of variants:
+operations, memory traffic, peak memory and products, counted on a CUDA that computes nothing.
 
     python tests/fake_cuda/count.py                         # beside the stored counts
     python tests/fake_cuda/count.py --by place              # and by place in the library, or by op
     python tests/fake_cuda/count.py --parts c --precision bfloat16 --by both --top 40
-    python tests/fake_cuda/count.py --store                 # write counts.json
+    python tests/fake_cuda/count.py --variant atari100k     # the core and the additions of Simulus
+    python tests/fake_cuda/count.py --store                 # write counts.json; also with variants
 
 An operation is one call into PyTorch's kernels, views not counted. Its traffic is every tensor that
 it reads and every tensor that it writes, once each (of an expanded axis one entry; of an indexed
@@ -21,7 +22,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from simulus_nb.config import preset
-from simulus_nb.loop import collect, tokenise
+from simulus_nb.loop import collect, m_batch, tokenise
 from simulus_nb.run_setup import prepare
 
 FILE = Path(__file__).with_name("counts.json")
@@ -29,7 +30,12 @@ UNITS = {"ops": "operations", "gbytes": "GB of traffic", "peak_gib": "GiB at the
          "gflop": "GFLOP"}
 SLACK = 0.02                            # a fall of more than this share must be stored
 STORE = "python tests/fake_cuda/count.py --store"
-PRECISIONS = ("bfloat16", "float32")
+PRECISIONS = ("bfloat16", "float32")    # in which the core is counted
+VARIANTS = {                            # {name: (preset, other settings)}, counted in bfloat16
+    "prioritised": ("core", {"train_m.prioritised": 0.3}),
+    "curiosity": ("core", {"curiosity.heads": 4}), "atari100k": ("atari100k", {}),
+    "attention": ("core", {"world_model.sequence": "attention"}),
+    "fsq": ("core", {"tokenizer.image.quantiser": "fsq"}), "simulus-a": ("simulus-a", {})}
 # read as much as they give
 LITTLE = {"index", "embedding", "gather", "index_select", "take"}
 # write as much as they are given
@@ -113,25 +119,36 @@ def counted(device, name: str, work) -> tuple[Count, dict, object]:
     return count, numbers, result
 
 
-def measure(device, precision: str, parts: str, show, changes: dict) -> dict[str, dict]:
+def step_of(run, name: str, batch) -> None:
+    "One update, and what a run does with its losses."
+    found = getattr(run.learner, f"{name}_step")(batch)
+    if "windows" in found:
+        run.priorities.record(batch, found["windows"])
+
+
+def measure(
+    device, what: str, parts: str, show, changes: dict,     # what: a precision, or a variant
+) -> dict[str, dict]:
     "{part: counts} of one warm update, and of drawing its batch, with some settings changed."
-    config = preset("atari100k").change({
+    base, more = VARIANTS.get(what, ("core", {}))
+    precision = "bfloat16" if what in VARIANTS else what
+    config = preset(base).change(more | {
         "device": "cuda", "precision": precision, "tokenizer.image.perceptual": "random",
         "collect.steps": 48} | changes)
     run, found = prepare(config), {}
-    v, m, c, g = config.train_v, config.train_m, config.train_c, run.generator
+    v, c, g = config.train_v, config.train_c, run.generator
     collect(run)
     tokenise(run)
     draw = {"v": lambda: run.replay.frames(v.batch, g),
-            "m": lambda: run.replay.segments(m.batch, m.segment, m.context, g),
+            "m": lambda: m_batch(run),
             "c": lambda: run.replay.contexts(c.batch, c.burn_in, g)}
     for name in parts:
-        step = getattr(run.learner, f"{name}_step")
-        step(draw[name]())                  # makes tables and the optimiser's moments
+        step_of(run, name, draw[name]())    # makes tables and the optimiser's moments
         drawn = f"batch of {name}"
         count, found[drawn], batch = counted(device, f"drawing a {drawn}", draw[name])
         show(drawn, count, found[drawn])
-        count, found[name], _ = counted(device, f"an update of {name}", lambda: step(batch))
+        count, found[name], _ = counted(
+            device, f"an update of {name}", lambda: step_of(run, name, batch))
         show(name, count, found[name])
         device.forward.clear()
     return found
@@ -140,11 +157,11 @@ def measure(device, precision: str, parts: str, show, changes: dict) -> dict[str
 def compare(found: dict, stored: dict) -> list[str]:
     "What got worse, and what got better and is not stored yet; empty if the file is true."
     lines = []
-    for precision, parts in found.items():
+    for name, parts in found.items():
         for part, numbers in parts.items():
             for key, now in numbers.items():
-                before = stored[precision][part][key]
-                what = f"{part} in {precision}: {now:g} {UNITS[key]}, {before:g} stored"
+                before = stored[name][part][key]
+                what = f"{part} of {name}: {now:g} {UNITS[key]}, {before:g} stored"
                 if now > before * (1 + 1e-9):
                     lines.append(f"worse: {what}")
                 elif now < before * (1 - SLACK):
@@ -157,6 +174,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     p.add_argument("--parts", default="vmc", help="which updates: some of v, m, c")
     p.add_argument("--precision", choices=PRECISIONS, action="append", help="default: both")
+    p.add_argument("--variant", choices=VARIANTS, action="append", help="default: the core")
     p.add_argument("--by", choices=("op", "place", "both"), help="print tables")
     p.add_argument("--top", type=int, default=25, help="rows of a table")
     p.add_argument("--store", action="store_true", help="write counts.json")
@@ -164,6 +182,7 @@ def main() -> None:
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     a = p.parse_args()
     stored = json.loads(FILE.read_text()) if FILE.exists() else {}
+    known = stored.get("counts", {}) | stored.get("variants", {})
     found: dict[str, dict] = {}
     changes = {name: json.loads(value) for name, value in (word.split("=", 1) for word in a.set)}
     if changes and a.store:
@@ -173,27 +192,29 @@ def main() -> None:
         if a.json:
             return
         line = lambda cells: "  ".join(f"{cell:>9} {UNITS[k]}" for k, cell in cells.items())
-        print(f"{part:<10} {precision:<9}", line({k: f"{now:g}" for k, now in numbers.items()}))
-        before = stored.get("counts", {}).get(precision, {}).get(part)
+        print(f"{part:<10} {name:<11}", line({k: f"{now:g}" for k, now in numbers.items()}))
+        before = known.get(name, {}).get(part)
         if before and before != numbers:
             share = lambda now, old: now / old - 1 if old else 0.0
             change = {k: f"{share(now, before[k]):+.1%}" for k, now in numbers.items()}
-            print(f"{'':<20}", line(change))
+            print(f"{'':<22}", line(change))
         for by in ("op", "place"):
             if a.by in (by, "both"):
                 print(count.table(by, a.top))
 
     with fake.fake_cuda() as device:
-        for precision in a.precision or PRECISIONS:
-            found[precision] = measure(device, precision, a.parts, show, changes)
+        for name in a.variant or a.precision or PRECISIONS:
+            found[name] = measure(device, name, a.parts, show, changes)
     version = torch.__version__.split("+")[0]
     broken = [f"{where}: {rule}" for rule, where in device.broken]
     if a.store:
-        if sorted(a.parts) != sorted("vmc") or len(found) != len(PRECISIONS):
-            p.error("--store stores everything: leave --parts and --precision out")
-        FILE.write_text(json.dumps({"torch": version, "counts": found}, indent=1) + "\n")
+        if sorted(a.parts) != sorted("vmc"):
+            p.error("--store stores all parts: leave --parts out")
+        kind = "variants" if a.variant else "counts"
+        now = stored | {"torch": version, kind: stored.get(kind, {}) | found}
+        FILE.write_text(json.dumps(now, indent=1) + "\n")
     if a.json:
-        changed = compare(found, stored["counts"])
+        changed = compare(found, known)
         print(json.dumps({"torch": version, "counts": found, "broken": broken, "changed": changed}))
     else:
         print(*broken, sep="\n")

@@ -14,14 +14,18 @@ import fake                             # before torch
 import numpy as np
 import torch
 
-from simulus_nb import checkpoint, film, interrupt, learner, replay, resume, trainer
+from simulus_nb import checkpoint, film, interrupt, learner, priorities, replay, resume, trainer
 from simulus_nb.agent import Agent, Policy
 from simulus_nb.config import preset
 from simulus_nb.dream import DreamEnv
 from simulus_nb.run_setup import env_maker
 
 WORLDS = {"catch": ("catch", {}), "cartpole": ("small", {}),
+          "attention": ("catch", {"world_model.sequence": "attention"}),
           "parcels": ("small", {"env": "simulus/Parcels-v0"}),
+          "additions": ("small", {
+              "env": "simulus/Parcels-v0", "curiosity.heads": 2, "train_m.prioritised": 0.5,
+              "tokenizer.image.quantiser": "fsq", "tokenizer.image.levels": [4, 4]}),
           "minigrid": ("minigrid", {}), "pendulum": ("control", {})}
 TOY = {
     "epochs": 2, "save_every": 1, "threads": 1, "device": "cuda", "collect.steps": 24,
@@ -61,6 +65,12 @@ def watch_updates(device) -> None:
             self.lists()
             with device.no_waiting(f"replay.{name}"):
                 return method(self, *args, **kwargs)
+    for name in ("segments", "record"):
+        @around(priorities.Priorities, name)
+        def by_loss(method, self, *args, name=name):
+            self.losses()
+            with device.no_waiting(f"priorities.{name}"):
+                return method(self, *args)
 
 
 def at_most(device, before: Counter, n: int, what: str) -> None:
