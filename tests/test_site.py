@@ -17,6 +17,8 @@ sys.path.append(str(ROOT / "tools"))
 import check_site
 import site_pages as pages
 
+from simulus_nb.metrics import METRICS
+
 BOOK = pages.read_book()
 PAGES = {c.stem: pages.page(c, BOOK) for c in BOOK.chapters}
 EACH = pytest.mark.parametrize("chapter", BOOK.chapters, ids=lambda c: c.stem)
@@ -155,6 +157,16 @@ def test_the_table_of_letters_names_equations():
     rows = [r for r in pages.symbols_page(BOOK).splitlines() if r.startswith("| $")]
     numbers = {n for r in rows for n in re.findall(rf"\(({pages.NUMBER})\)", r.split("|")[-2])}
     assert len(rows) > 60 and len(numbers) > 100 and numbers <= set(BOOK.equations)
+
+
+def test_every_metric_stands_in_the_glossary():
+    rows = [r for r in pages.metrics_page(BOOK).splitlines() if r.startswith("| `")]
+    keys = [re.match(r"\| `([^`]+)`", r)[1] for r in rows]
+    assert keys == list(METRICS)
+    for row in rows:
+        numbers = re.findall(rf"\(({pages.NUMBER})\)", row.split("|")[3])
+        assert set(numbers) <= set(BOOK.equations)
+        assert re.search(r"\[\w+\]\((\w+)\.ipynb\) \|$", row)[1] in BOOK.labels().values()
 
 
 def exercise():

@@ -70,6 +70,7 @@ def lay_out(book: pages.Book, source: Path) -> None:
             write(source / f"{pages.part_name(part)}.md", pages.part_page(part, chapters))
     write(source / "play.md", play_site.page())
     write(source / "symbols.md", pages.symbols_page(book))
+    write(source / "metrics.md", pages.metrics_page(book))
     write(source / "api" / "index.md", pages.api_index(book))
     for module in book.exports:
         path = ROOT / book.settings["lib_path"] / f"{module}.py"

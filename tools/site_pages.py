@@ -456,7 +456,8 @@ def toctree(book: Book) -> str:
     found = parts(book)
     loose = [c.stem for c in found.pop("", [])]
     beside = [f"{folder.name}/index" for folder in folders()]
-    entries = [*loose, "play", *map(part_name, found), *beside, "symbols", "needs", "api/index"]
+    entries = [*loose, "play", *map(part_name, found), *beside, "symbols", "metrics", "needs",
+               "api/index"]
     return hidden(entries)
 
 
@@ -535,6 +536,20 @@ def symbols_page(book: Book, limit: int = 6) -> str:
             line += " " + ", ".join(f"({n})" for n in found[:limit]) + more + " |"
         lines.append(line)
     return links("\n".join(lines), book) + "\n"
+
+
+def metrics_page(book: Book) -> str:
+    "The glossary of what a run logs: the table as the chapter that makes it shows it."
+    shown = ((chapter, output.get("data", {}).get("text/markdown", ""))
+             for chapter in book.chapters for cell in chapter.notebook.cells
+             for output in cell.get("outputs", []))
+    home, table = next(x for x in shown if x[1].startswith("| key | formula |"))
+    stems = book.labels()
+    lines = [re.sub(r"\| (\w+) \|$", lambda m: f"| [{m[1]}]({stems[m[1]]}.ipynb) |", line)
+             if line.startswith("| `") else line for line in table.splitlines()]
+    about = ("All numbers of `metrics.jsonl`, which has a line for every epoch of a run. What to do where "
+             f"one is not healthy: [{home.name}]({home.stem}.ipynb).")
+    return "# Metrics\n\n" + about + "\n\n" + "\n".join(lines) + "\n"
 
 
 def api_page(module: str, text: str, book: Book) -> str:
