@@ -547,8 +547,8 @@ def metrics_page(book: Book) -> str:
     stems = book.labels()
     lines = [re.sub(r"\| (\w+) \|$", lambda m: f"| [{m[1]}]({stems[m[1]]}.ipynb) |", line)
              if line.startswith("| `") else line for line in table.splitlines()]
-    about = ("All numbers of `metrics.jsonl`, which has a line for every epoch of a run. What to do where "
-             f"one is not healthy: [{home.name}]({home.stem}.ipynb).")
+    about = ("All numbers of `metrics.jsonl`, which has a line for every epoch of a run. What to "
+             f"do where one is not healthy: [{home.name}]({home.stem}.ipynb).")
     return "# Metrics\n\n" + about + "\n\n" + "\n".join(lines) + "\n"
 
 
