@@ -159,6 +159,24 @@ def test_the_table_of_letters_names_equations():
     assert len(rows) > 60 and len(numbers) > 100 and numbers <= set(BOOK.equations)
 
 
+def test_what_is_laid_out_lists_and_links_to_pages_that_are_there(tmp_path):
+    import build_site
+    build_site.lay_out(BOOK, tmp_path)
+    sources = [*tmp_path.rglob("*.ipynb"), *tmp_path.rglob("*.md")]
+    assert len(sources) > 100
+    for path in sources:
+        text = path.read_text(encoding="utf8")
+        if path.suffix == ".ipynb":
+            told = nbformat.reads(text, 4).cells
+            text = "\n\n".join(c.source for c in told if c.cell_type == "markdown")
+        for names in re.findall(r"^```{toctree}\n:hidden:\n\n(.+?)\n```$", text, re.M | re.S):
+            for name in names.splitlines():
+                assert any((path.parent / f"{name}.{s}").exists() for s in ("md", "ipynb")), name
+        text = re.sub(r"^```.*?^```|`[^`\n]+`", "", text, flags=re.M | re.S)
+        for target in re.findall(r"\]\(([\w./-]+\.(?:md|ipynb|png|svg))(?:#[^)]*)?\)", text):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
 def test_every_metric_stands_in_the_glossary():
     rows = [r for r in pages.metrics_page(BOOK).splitlines() if r.startswith("| `")]
     keys = [re.match(r"\| `([^`]+)`", r)[1] for r in rows]

@@ -291,7 +291,11 @@ def links(source: str, book: Book, folder: str = "nbs") -> str:
             stem = shown[1].removesuffix(".ipynb")
             if stem != shown[1] and not book.has(stem):
                 return f"](english:{stem}.html{mark}{place.lower()})"
-        if not target or shown or re.match(r"docs/[\w-]+/[\w-]+\.(md|svg|png)$", path):
+        if page := re.match(r"docs/([\w-]+/[\w-]+\.(?:md|svg|png))$", path):
+            if book.edition:
+                return f"](english:{page[1].replace('.md', '.html')}{mark}{place.lower()})"
+            target = posixpath.relpath(page[1], folder.removeprefix("docs/").replace("nbs", "."))
+        if not target or shown or page:
             return f"]({target}{mark}{place.lower()})"
         return f"]({home}/{path}{'#' if place else ''}{place})"
     code = r"^```.*?^```|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
@@ -456,8 +460,7 @@ def toctree(book: Book) -> str:
     found = parts(book)
     loose = [c.stem for c in found.pop("", [])]
     beside = [f"{folder.name}/index" for folder in folders()]
-    entries = [*loose, "play", *map(part_name, found), *beside, "symbols", "metrics", "needs",
-               "api/index"]
+    entries = [*loose, "play", *map(part_name, found), *beside, "symbols", "metrics", "api/index"]
     return hidden(entries)
 
 
