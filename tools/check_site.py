@@ -73,7 +73,8 @@ def check_links(site: Path) -> list[str]:
             if not path.exists():
                 faults.append(f"{name}: {link} is not there")
             elif parts.fragment and other in pages:
-                if unquote(parts.fragment) not in pages[other].ids | {"", "top"}:
+                place = unquote(parts.fragment).removeprefix("/")       # slides say #/place
+                if place not in pages[other].ids | {"", "top"}:
                     faults.append(f"{name}: {link}: no such place")
     text = (site / "_static" / "equations.js").read_text(encoding="utf8")
     numbers = json.loads(text.partition("=")[2].rstrip("; \n"))
