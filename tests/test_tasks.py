@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "nbs" / "results" / "tasks"
 TINY = {
     "epochs": 3, "learn_on": 0, "collect.steps": 24, "train_v.start": 0, "train_v.steps": 1,
-    "train_v.batch": 2, "train_m.start": 1, "train_m.steps": 1, "train_m.batch": 2,
+    "train_v.batch": 2, "train_m.start": 1, "train_m.steps": 1, "train_m.batch": 4,
     "train_c.start": 2, "train_c.steps": 1, "train_c.batch": 2, "evaluation.every": 3,
     "evaluation.interim": 2, "evaluation.episodes": 3, "evaluation.max_steps": 20
 }
