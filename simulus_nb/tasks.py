@@ -306,7 +306,7 @@ def listing(rows: Sequence[Row]) -> str:
         seeds = {state: [str(row.seed) for row in mine if row.state == state]
                  for state in ("there", "old", "missing")}
         said = "; ".join(f"{state}: {' '.join(x)}" for state, x in seeds.items() if x)
-        lines.append(f"{task:<24}{player:<16}{said}")
+        lines.append(f"{task:<24}{player:<18}{said}")
     return "\n".join(lines)
 
 # %% ../nbs/35_tasks.ipynb #c031rc
