@@ -21,6 +21,7 @@ from make_student import exercises
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACH = ROOT / "docs" / "teach"
+FACTS = TEACH / "facts.json"
 LISTS = ("Y", "Z")                      # pages for looking up: nobody runs them to learn
 OF_EXERCISES = {"exercise-setup", "exercise", "solution", "check"}
 WORDS_A_MINUTE = 100                    # of a text with formulas and code; an assumption
@@ -221,28 +222,32 @@ def written(known: dict[str, dict]) -> dict[Path, str]:
     }
 
 
+def store(book: pages.Book, seconds: dict[str, float], measured: dict) -> None:
+    "Write facts.json and what follows from it."
+    known = facts(book, seconds)
+    rows = [f"{json.dumps(s)}: {json.dumps(f, ensure_ascii=False)}" for s, f in known.items()]
+    rows = ",\n".join(rows)
+    text = f'{{"measured": {json.dumps(measured)},\n"chapters": {{\n{rows}\n}}}}\n'
+    FACTS.write_text(text, encoding="utf8")
+    for file, content in written(known).items():
+        file.write_text(content, encoding="utf8")
+
+
 def main(args=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--time", nargs="*", metavar="NOTEBOOK", help="run these, or all")
     given = parser.parse_args(args)
-    path, book = TEACH / "facts.json", pages.read_book()
-    stored = json.loads(path.read_text(encoding="utf8"))
+    book, stored = pages.read_book(), json.loads(FACTS.read_text(encoding="utf8"))
     seconds = {stem: fact["seconds"] for stem, fact in stored["chapters"].items()}
     every = [c for c in book.chapters if c.label and c.label not in LISTS]
     if unknown := set(given.time or []) - {c.stem for c in every}:
         sys.exit(f"no chapter {', '.join(sorted(unknown))} in nbs/")
     timed = every if given.time == [] else [c for c in every if c.stem in (given.time or [])]
+    store(book, seconds, stored["measured"])
     for chapter in timed:
         seconds[chapter.stem] = time_cells(chapter.notebook)
         print(f"{chapter.stem}: {seconds[chapter.stem]} s", flush=True)
-    known = facts(book, seconds)
-    measured = circumstances() if timed else stored["measured"]
-    rows = [f"{json.dumps(s)}: {json.dumps(f, ensure_ascii=False)}" for s, f in known.items()]
-    rows = ",\n".join(rows)
-    text = f'{{"measured": {json.dumps(measured)},\n"chapters": {{\n{rows}\n}}}}\n'
-    path.write_text(text, encoding="utf8")
-    for file, content in written(known).items():
-        file.write_text(content, encoding="utf8")
+        store(book, seconds, circumstances())           # what is measured stays, whatever follows
 
 
 if __name__ == "__main__":
