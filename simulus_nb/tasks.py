@@ -101,7 +101,7 @@ TASKS = {
     "minigrid-empty": Task("MiniGrid-Empty-Random-6x6-v0", 6_000, "minigrid", KNOWN, success=0.95),
     "minigrid-doorkey": Task("MiniGrid-DoorKey-5x5-v0", 25_000, "minigrid", KNOWN, success=0.9),
     "memory": Task("simulus/Memory-v0", 10_000, "small", KNOWN, goal=0.9),
-    "rooms": Task("simulus/Rooms-v0", 14_400, "small", (*DISCRETE, "ours-core", *EXTRAS), ROOMS,
+    "rooms": Task("simulus/Rooms-v0", 14_400, "small", (*KNOWN, "ours-core", *EXTRAS), ROOMS,
                   success=0.9),
     "minatar-breakout": Task("MinAtar/Breakout-v1", **MINATAR),
     "minatar-space-invaders": Task("MinAtar/SpaceInvaders-v1", **MINATAR),

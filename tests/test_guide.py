@@ -336,7 +336,8 @@ def test_a_run_begins_with_them_and_goes_on(recorded, tmp_path):
 def test_nothing_is_played_where_only_the_recording_counts(recorded, tmp_path):
     config = recorded.only(3)
     assert cost(config)["env_steps"] == 1 and config.env == "simulus/Catch-v0"
-    small = config.change({k: v for k, v in TINY.items() if k[:5] in ("train", "evalu", "devic")})
+    ours = ("train", "evaluation", "device")
+    small = config.change({k: v for k, v in TINY.items() if k.startswith(ours)})
     episodes = recorded.record(make_env("simulus/Catch-v0", image_size=32), 4)
     trainer = recorded.begin_with(episodes, small, tmp_path / "run")
     assert trainer.env_steps == stored()["recorded"]["env_steps"] == 1
