@@ -455,9 +455,8 @@ def test_bench(capsys):
 def test_bench_compares(capsys):
     assert main(["bench", "--repeats", "1", "--compare", "--json", "b.json", *TINY]) == 0
     found, out = json.loads(Path("b.json").read_text())["variants"], capsys.readouterr().out
-    assert list(found) == ["float32", "bfloat16"] and all(name in out for name in found)
-    if not has_bfloat16(torch.device("cpu")):
-        assert "no units for bfloat16" in found.pop("bfloat16")["failed"]
+    low = ["bfloat16"] * has_bfloat16(torch.device("cpu"))      # only where it is not slower
+    assert list(found) == ["float32", *low] and all(name in out for name in found)
     assert all(f["config"]["precision"] == name for name, f in found.items())
 
 
