@@ -1,6 +1,7 @@
 """What every test file shares: one thread a worker, fixed seeds, and no GPU tests where there is no
 GPU."""
 import random
+import signal
 import zlib
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 from hypothesis import register_random
 
 torch.set_num_threads(1)                # two threads that compete are slower than one
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:       # as in a job in the background: the
+    signal.signal(signal.SIGINT, signal.default_int_handler)    # programs of tests hear Ctrl+C all
+                                                                # the same
 
 
 class TorchRandom:
