@@ -560,7 +560,7 @@ from .baselines import PLAYERS, challenge, check_player, who_can
 from .records import table, write_record
 from .run_record import run_record
 from .run_setup import prepare
-from .tasks import OURS, SEEDS, TASKS, listing, match_of, record_rows, rows_of
+from .tasks import OURS, TASKS, listing, match_of, record_rows, rows_of
 
 # %% ../nbs/H_cli.ipynb #c023le2
 @dataclass(frozen=True)
@@ -610,7 +610,8 @@ class RecordCommand:
         help=f"some of {', '.join(TASKS)}, or run folders; without one all tasks"))
     player: tuple[str, ...] = field(default=(), metadata=dict(
         help=f"of {', '.join([*PLAYERS, *OURS])}; without it all that stand in the task's table"))
-    seeds: tuple[int, ...] = field(default=SEEDS, metadata=dict(help="one row for each", low=0))
+    seeds: tuple[int, ...] = field(default=(), metadata=dict(
+        help="one row for each; without it those of the task", low=0))
     out: Path = field(default=Path("runs/records"), metadata=dict(
         help="folder of the records, with one folder for each task"))
     again: bool = field(default=False, metadata=dict(help="play also what is there"))
