@@ -295,10 +295,11 @@ def record_rows(
     for row in rows:
         if again or row.state != "there":
             with claimed(row.path) as mine:
-                record = make_row(row.task, row.player, row.seed, makers, prepare) if mine else None
-                if record is not None:
+                record = read_record(row.path) if mine and row.path.exists() else None
+                if mine and repr(record) == repr(row.record):   # else it was made in the meantime
+                    record = make_row(row.task, row.player, row.seed, makers, prepare)
                     write_record(record, row.path.parent)
-            yield row, record
+            yield row, record if mine else None
 
 # %% ../nbs/35_tasks.ipynb #c025rc
 def listing(rows: Sequence[Row]) -> str:
