@@ -296,7 +296,7 @@ def record_rows(
         if again or row.state != "there":
             with claimed(row.path) as mine:
                 record = read_record(row.path) if mine and row.path.exists() else None
-                if mine and repr(record) == repr(row.record):   # else it was made in the meantime
+                if mine and (again or record is None or repr(record) == repr(row.record)):
                     record = make_row(row.task, row.player, row.seed, makers, prepare)
                     write_record(record, row.path.parent)
             yield row, record if mine else None

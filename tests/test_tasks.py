@@ -218,12 +218,15 @@ def test_two_processes_share_the_rows(small, tmp_path, capsys):
 def test_a_row_that_another_process_has_made_is_not_made_again(small, tmp_path, monkeypatch):
     made, make = [], tasks.make_row
     monkeypatch.setattr(tasks, "make_row", lambda *a: made.append(a[1:3]) or make(*a))
-    for again in (False, True):                     # both have listed the rows before either began
-        first, second = ([*rows_of("catch", tmp_path, ("random", "rule"), (10,))] for _ in range(2))
-        mine = tasks.record_rows(first, makers_of, prepare, again)
+    listed = lambda: rows_of("catch", tmp_path, ("random", "rule"), (10,))
+    for steps, state in (72, "missing"), (48, "old"):
+        monkeypatch.setitem(TASKS, "catch", replace(small, steps=steps))
+        first, second = listed(), listed()              # both, before either has begun
+        assert {r.state for r in first} == {state}
+        mine = tasks.record_rows(first, makers_of, prepare)
         made.clear()
         played = next(mine)[1]
-        others = list(tasks.record_rows(second, makers_of, prepare, again))
+        others = list(tasks.record_rows(second, makers_of, prepare))
         assert others[0][1] == played and list(mine)[0][1] == others[1][1]
         assert made == [("random", 10), ("rule", 10)]
 
