@@ -10,9 +10,11 @@ import torch
 from hypothesis import register_random
 
 torch.set_num_threads(1)                # two threads that compete are slower than one
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:       # as in a job in the background: the
-    signal.signal(signal.SIGINT, signal.default_int_handler)    # programs of tests hear Ctrl+C all
-                                                                # the same
+# A job in the background or under nohup ignores these, and so would the programs of the tests.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class TorchRandom:
