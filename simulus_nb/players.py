@@ -136,9 +136,10 @@ class Found(NamedTuple):
 MOST = 64                       # constant actions that are tried, and cells that are looked at
 
 def constants(space: spaces.Space) -> list[np.ndarray]:
-    """The actions of Eq. (33.1): all that can be counted; centre and corners of a box.
+    """The actions of Eq. (33.1): all of a `Discrete` space; centre and corners of a box.
 
-    Of a box with many corners those where all entries, or one alone, are at an end."""
+    Of factored actions the first 64 combinations, which may never move the first entries; of a
+    box with many corners those where all entries, or one alone, are at an end."""
     if isinstance(space, spaces.Discrete):
         return [np.array(space.start + i) for i in range(space.n)]
     if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):

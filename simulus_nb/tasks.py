@@ -403,6 +403,7 @@ def overview(folder: str | Path) -> str:                                        
         here = f"{len(rows) - states.count('missing')} of {len(rows)}"
         here += f", {states.count('old')} made with earlier settings" if "old" in states else ""
         means, said = zip(*(best_of(rows, p) for p in (["ours"], IDLE, [*LEARN])))
+        means = [round(mean, 2) for mean in means]                      # as they are shown
         ahead = max(means) if means[0] > -np.inf else None
         cells = [f"{name}, {task.steps:,}"]
         cells += [f"**{text}**" if mean == ahead else text for mean, text in zip(means, said)]

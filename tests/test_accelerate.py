@@ -28,6 +28,7 @@ TINY = {
     "train_v.batch": 6, "train_m.batch": 4, "train_m.segment": 5, "train_c.batch": 6,
     "train_c.burn_in": 3, "train_c.horizon": 4, "train_c.scale_window": 3
 }
+SHALLOW = {"world_model.retnet.layers": 1}      # a trace of one layer takes half the time of two
 
 
 def stages(**changes):
@@ -275,7 +276,7 @@ def counted(monkeypatch, **changes):
     monkeypatch.setattr("simulus_nb.run_setup.compiled", count)
     run = prepare(
         preset("catch").change(
-            {**TINY, "compile": True, "world_model.retnet.dropout": 0.1, **changes}
+            {**TINY, **SHALLOW, "compile": True, "world_model.retnet.dropout": 0.1, **changes}
         )
     )
     return run, dict(
@@ -308,7 +309,7 @@ def test_compiled_parts_train_alike(monkeypatch):
         "simulus_nb.run_setup.compiled",
         lambda work, device: torch.compile(work, dynamic=False, backend="aot_eager")
     )
-    plain, fast = stages(), stages(compile=True)
+    plain, fast = stages(**SHALLOW), stages(**SHALLOW, compile=True)
     (
         fast.agent.load_state_dict(plain.agent.state_dict()),
         restore_buffer(fast.replay, buffer_state(plain.replay))
