@@ -74,7 +74,9 @@ def published(algorithm: str, env: str) -> tuple[dict, str]:
     for start, (settings, source) in PUBLISHED[algorithm].items():
         if name.startswith(start):
             return settings, source.format(algorithm)
-    return ELSEWHERE.get(algorithm, {}), (
+    if algorithm not in ELSEWHERE:
+        return {}, "defaults of Stable-Baselines3: none are published for this world"
+    return ELSEWHERE[algorithm], (
         "defaults of Stable-Baselines3 but for what was best on Catch, seeds 1 to 3: nothing is "
         "published for this world")
 

@@ -28,7 +28,7 @@ TINY = {
     "train_v.batch": 6, "train_m.batch": 4, "train_m.segment": 5, "train_c.batch": 6,
     "train_c.burn_in": 3, "train_c.horizon": 4, "train_c.scale_window": 3
 }
-SHALLOW = {"world_model.retnet.layers": 1}      # a trace of one layer takes half the time of two
+SHALLOW = {"world_model.retnet.layers": 1}      # one layer is traced faster than two
 
 
 def stages(**changes):
