@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DISCRETE', 'KNOWN', 'CONTINUOUS', 'SEEDS', 'MORE_SEEDS', 'EPISODES', 'INTERIM', 'POINTS', 'MINATAR', 'DMC', 'SENSES',
-           'EXTRAS', 'ROOMS', 'TASKS', 'ROWS', 'EDITION', 'NOT_CURIOUS', 'OURS', 'NEUTRAL', 'WORDS', 'Task', 'match_of',
-           'Trained', 'columns', 'train', 'of_today', 'planned', 'command_of', 'make_row', 'outdated', 'Row', 'rows_of',
-           'claimed', 'record_rows', 'listing', 'records_of', 'complete', 'goals_met', 'has_learnt', 'notes_of',
-           'origins', 'task_table', 'best_of', 'overview', 'plot_tasks']
+           'EXTRAS', 'ROOMS', 'ACROBOT', 'TASKS', 'ROWS', 'EDITION', 'NOT_CURIOUS', 'OURS', 'NEUTRAL', 'WORDS', 'Task',
+           'match_of', 'Trained', 'columns', 'train', 'of_today', 'planned', 'command_of', 'make_row', 'outdated',
+           'Row', 'rows_of', 'claimed', 'record_rows', 'listing', 'records_of', 'complete', 'goals_met', 'has_learnt',
+           'notes_of', 'origins', 'task_table', 'best_of', 'overview', 'plot_tasks']
 
 # %% ../nbs/35_tasks.ipynb #c002rc
 import contextlib
@@ -94,13 +94,16 @@ ROOMS = {                                   # what a small world with one reward
     "train_c.average": 1.0, "curiosity.heads": 4, "curiosity.weight": 100.0,
     "curiosity.extrinsic": 30.0,
 }
+ACROBOT = {                                 # -1 a step until it is over
+    "collect.steps": 300, "curiosity.heads": 4, "curiosity.weight": 10.0,
+}
 
 TASKS = {
     "catch": Task("simulus/Catch-v0", 3_000, "catch", (*KNOWN, "ours-curious", *EXTRAS, "ours-fsq"),
                   goal=0.97, least=0.9),
     "cartpole": Task("CartPole-v1", 10_000, "small", KNOWN, goal=475, least=400, near_best=0.95),
     "pendulum": Task("Pendulum-v1", 10_000, "control", CONTINUOUS, goal=-180),
-    "acrobot": Task("Acrobot-v1", 15_000, "small", goal=-110),
+    "acrobot": Task("Acrobot-v1", 15_000, "small", (*KNOWN, "ours-core"), ACROBOT, goal=-110),
     "minigrid-empty": Task("MiniGrid-Empty-Random-6x6-v0", 6_000, "minigrid", KNOWN, success=0.95),
     "minigrid-doorkey": Task("MiniGrid-DoorKey-5x5-v0", 25_000, "minigrid", KNOWN, success=0.9),
     "memory": Task("simulus/Memory-v0", 10_000, "small", KNOWN, goal=0.9),
