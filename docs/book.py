@@ -127,8 +127,8 @@ def link_code(app, docname: str, text: str) -> str:
     "Highlighted code with links at cited equations and at names of the library."
     def cite(span):
         def one(found):
-            uri = mention(app, docname, found)
-            return f'<a class="eqref" href="{uri}">{found[0]}</a>' if uri else found[0]
+            uri, kind = mention(app, docname, found), ' class="eqref"' * bool(found["equation"])
+            return f'<a{kind} href="{uri}">{found[0]}</a>' if uri else found[0]
         return span[1] + MENTION.sub(one, span[2]) + span[3]
     def name(span):
         defined = 'class="n"' not in span[1]
