@@ -635,7 +635,7 @@ class RecordCommand:
             record = run_record(folder)
             print(f"{folder.path}: {record.result.mean:.3f}; {write_record(record, self.out)}")
         for row, record in record_rows(rows, makers_of, prepare, self.again):
-            lead = f"{row.task:<24}{row.player:<16}seed {row.seed:<4}"
+            lead = f"{row.task:<24}{row.player:<18}seed {row.seed:<4}"
             if record is None:
                 print(f"{lead}another process is at it", flush=True)
                 continue
