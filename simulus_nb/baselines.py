@@ -12,12 +12,13 @@ from functools import partial
 from gymnasium import spaces
 
 from .loop import undisturbed
-from .model_free import check_actions, fitted, learning_player, sb3
+from .model_free import check_actions, fitted, learning_player, sb3, whole_numbers
 from simulus_nb.players import (
     RULES, Found, Match, Stopwatch, constant_player, play, random_player, replay_player, rule_of,
     rule_player
 )
 from .records import Record, digest
+from .search import search_player
 from .spaces import UserError
 
 # %% ../nbs/33_baselines.ipynb #c034rc1
@@ -25,13 +26,14 @@ LEARN = {"dqn": ("dqn", False), "dqn-more": ("dqn", True), "ppo": ("ppo", False)
          "sac": ("sac", False)}                 # {player: algorithm, more updates}
 PLAYERS: dict[str, Callable[[Match], Found]] = {
     "random": random_player, "constant": constant_player, "replay": replay_player,
-    "rule": rule_player,
+    "rule": rule_player, "search": search_player,
 } | {name: partial(learning_player, algorithm=a, more=more) for name, (a, more) in LEARN.items()}
 
 def who_can(match: Match) -> list[str]:
     "The players that this world allows."
     space = match.specs()[1]
     able = {"rule": rule_of(match.env) is not None, "sac": isinstance(space, spaces.Box)}
+    able |= dict.fromkeys(("sac", "ppo"), False) if whole_numbers(space) else {}
     able |= dict.fromkeys(("dqn", "dqn-more"), isinstance(space, spaces.Discrete))
     return [name for name in PLAYERS if able.get(name, True)]
 

@@ -34,6 +34,12 @@ class ControllerConfig:
     shared: bool = field(
         default=True, metadata=dict(help="actor and critic share encoder and LSTM")
     )
+    forget_bias: float = field(
+        default=2.0, metadata=dict(
+            help="where the bias of forget gates begins: larger remembers longer, Eq. (16.16b)",
+            low=-10, high=10
+        )
+    )
     value: Literal["histogram", "number"] = field(
         default="histogram", metadata=dict(help="what the critic says: Eq. (16.15) or (16.15b)")
     )
@@ -137,7 +143,10 @@ class Trunk(nn.Module):
         return y, h[0], c[0]
 
 # %% ../nbs/16_controller.ipynb #c023
-def init_weights(trunk: Trunk) -> None:
+def init_weights(
+    trunk: Trunk,
+    forget_bias: float = 2.0,                   # b_f
+) -> None:
     """Start of a trunk: what differs between observations reaches h undiminished, and stays: Eq.
     (16.16b)."""
     for m in trunk.modules():
@@ -150,8 +159,8 @@ def init_weights(trunk: Trunk) -> None:
     for name, p in trunk.lstm.named_parameters():
         for k, gate in enumerate(p.data.chunk(4)):           # input, forget, candidate, output
             if p.ndim == 1:
-                # two biases a gate, so b_f = 2: Eq. (16.16b)
-                nn.init.constant_(gate, 1.0 if k == 1 else 0.0)
+                # two biases a gate, half of b_f each: Eq. (16.16b)
+                nn.init.constant_(gate, forget_bias / 2 if k == 1 else 0.0)
             else:
                 nn.init.orthogonal_(gate, gain=3.0 if "ih" in name else 1.0)
 
@@ -209,7 +218,7 @@ class ActorCritic(nn.Module):
             else HLGauss(-limit, limit, config.value_bins, mean=config.value_mean)
         )
         for trunk in self.trunks:
-            init_weights(trunk)
+            init_weights(trunk, config.forget_bias)
         # a uniform policy and a value of zero to start with
         for layer in (self.actor, self.critic):
             nn.init.zeros_(layer.weight)

@@ -170,16 +170,22 @@ def random_player(match: Match) -> Found:
     return Found(RandomAgent(obs_spec, ActionSpec.from_space(space)), [], 0, {})
 
 def constant_player(match: Match, tries: int = 10) -> Found:
-    "The best constant action, Eq. (33.1), chosen in `tries` episodes for each."
+    """The best constant action, Eq. (33.1): each plays up to `tries` episodes, in turns, as long
+    as the match's steps last; in one round at least."""
     obs_spec, space = match.specs()
-    found, used = [], 0
-    for action in constants(space):
-        player = Player(obs_spec, space, always(action))
-        result = play(match, player, tries, match.seed + 30_000)
-        used += sum(result.lengths)
-        found.append((result.mean, action.tolist(), player))
-    mean, action, player = max(found, key=lambda one: one[0])                   # Eq. (33.1)
-    return Found(player, [(used, mean)], used, {"action": action, "tried": len(found)})
+    actions, rounds, used = constants(space), [], 0
+    players = [Player(obs_spec, space, always(action)) for action in actions]
+    while len(rounds) < tries:
+        results = [play(match, one, 1, match.seed + 30_000 + len(rounds)) for one in players]
+        steps = sum(sum(result.lengths) for result in results)
+        if rounds and used + steps > match.steps:
+            break
+        rounds.append([result.mean for result in results])
+        used += steps
+    means = np.mean(rounds, 0)
+    best = int(means.argmax())                                                  # Eq. (33.1)
+    told = {"action": actions[best].tolist(), "tried": len(actions), "rounds": len(rounds)}
+    return Found(players[best], [(used, float(means[best]))], used, told)
 
 # %% ../nbs/33_baselines.ipynb #c015le
 def best_of_random(match: Match, hold: float = 0.8) -> tuple[list[np.ndarray], float]:
@@ -310,9 +316,9 @@ def shortest(obs: dict[str, np.ndarray], worlds: list[gymnasium.Env]) -> np.ndar
 
 # %% ../nbs/33_baselines.ipynb #c020le
 RULES = {   # how an id begins: what to do there
-    "CartPole-": lean, "Acrobot-": swing, "simulus/Catch": below, "simulus/Memory": recall,
-    "simulus/Rooms": nearer, "MiniGrid-Empty": shortest, "MiniGrid-DoorKey": shortest,
-    "MiniGrid-FourRooms": shortest, "MiniGrid-MultiRoom": shortest,
+    "CartPole-v": lean, "Acrobot-v": swing, "simulus/Catch-v": below,
+    "simulus/Memory-v": recall, "simulus/Rooms-v": nearer, "MiniGrid-Empty": shortest,
+    "MiniGrid-DoorKey": shortest, "MiniGrid-FourRooms": shortest, "MiniGrid-MultiRoom": shortest,
     "MiniGrid-SimpleCrossing": shortest, "MiniGrid-LavaCrossing": shortest,
 }
 

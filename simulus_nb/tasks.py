@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DISCRETE', 'KNOWN', 'CONTINUOUS', 'SEEDS', 'MORE_SEEDS', 'EPISODES', 'INTERIM', 'POINTS', 'MINATAR', 'DMC', 'SENSES',
-           'EXTRAS', 'ROOMS', 'ACROBOT', 'TASKS', 'ROWS', 'EDITION', 'NOT_CURIOUS', 'OURS', 'NEUTRAL', 'WORDS', 'Task',
-           'match_of', 'Trained', 'columns', 'train', 'of_today', 'planned', 'command_of', 'make_row', 'outdated',
-           'Row', 'rows_of', 'claimed', 'record_rows', 'listing', 'records_of', 'complete', 'goals_met', 'has_learnt',
-           'notes_of', 'origins', 'task_table', 'best_of', 'overview', 'plot_tasks']
+           'EXTRAS', 'ROOMS', 'ACROBOT', 'MEMORY', 'TASKS', 'ROWS', 'EDITION', 'NOT_CURIOUS', 'OURS', 'NEUTRAL',
+           'WORDS', 'Task', 'match_of', 'Trained', 'columns', 'train', 'of_today', 'planned', 'command_of', 'make_row',
+           'outdated', 'Row', 'rows_of', 'claimed', 'record_rows', 'listing', 'records_of', 'complete', 'goals_met',
+           'has_learnt', 'notes_of', 'origins', 'task_table', 'best_of', 'overview', 'plot_tasks']
 
 # %% ../nbs/35_tasks.ipynb #c002rc
 import contextlib
@@ -39,9 +39,9 @@ from simulus_nb.records import (
 from .spaces import UserError
 
 # %% ../nbs/35_tasks.ipynb #c005rc
-DISCRETE = ("random", "constant", "replay", "dqn", "dqn-more", "ppo", "ours")
-KNOWN = ("random", "constant", "replay", "rule", "dqn", "dqn-more", "ppo", "ours")
-CONTINUOUS = ("random", "constant", "replay", "ppo", "sac", "ours")
+DISCRETE = ("random", "constant", "replay", "search", "dqn", "dqn-more", "ppo", "ours")
+KNOWN = ("random", "constant", "replay", "rule", "search", "dqn", "dqn-more", "ppo", "ours")
+CONTINUOUS = ("random", "constant", "replay", "search", "ppo", "sac", "ours")
 SEEDS = (10, 11, 12, 13, 14)                # not used for choosing anything
 MORE_SEEDS = (20, 21, 22, 23, 24)           # where some of these were
 EPISODES, INTERIM, POINTS = 100, 20, 10     # final evaluation; interim ones, and how many of these
@@ -97,6 +97,14 @@ ROOMS = {                                   # what a small world with one reward
 ACROBOT = {                                 # -1 a step until it is over
     "collect.steps": 300, "curiosity.heads": 4, "curiosity.weight": 10.0,
 }
+MEMORY = {                                  # why: chapter 29
+    "env_options": {"lamps": 0.0}, "learn_on": 30, "collect.steps": 1_000, "collect.epsilon": 1.0,
+    "world_model.retnet.windows": [4.0, 64.0], "controller.forget_bias": 5.0,
+    "train_m.batch": 16, "train_m.segment": 64, "train_m.steps": 150, "train_m.start": 9,
+    "train_c.batch": 32, "train_c.steps": 50, "train_c.start": 30, "train_c.burn_in": 32,
+    "train_c.context": 31, "train_c.horizon": 33, "train_c.lr": 1e-3, "train_c.average": 1.0,
+    "train_c.loss.gamma": 0.99, "train_c.loss.entropy": 0.01,
+}
 
 TASKS = {
     "catch": Task("simulus/Catch-v0", 3_000, "catch", (*KNOWN, "ours-curious", *EXTRAS, "ours-fsq"),
@@ -106,7 +114,7 @@ TASKS = {
     "acrobot": Task("Acrobot-v1", 15_000, "small", (*KNOWN, "ours-core"), ACROBOT, goal=-110),
     "minigrid-empty": Task("MiniGrid-Empty-Random-6x6-v0", 6_000, "minigrid", KNOWN, success=0.95),
     "minigrid-doorkey": Task("MiniGrid-DoorKey-5x5-v0", 25_000, "minigrid", KNOWN, success=0.9),
-    "memory": Task("simulus/Memory-v0", 10_000, "small", KNOWN, goal=0.9),
+    "memory": Task("simulus/Memory-v0", 10_000, "small", KNOWN, MEMORY, goal=0.9),
     "rooms": Task("simulus/Rooms-v0", 18_000, "small", (*KNOWN, "ours-core", *EXTRAS), ROOMS,
                   success=0.9, seeds=MORE_SEEDS),
     "minatar-breakout": Task("MinAtar/Breakout-v1", **MINATAR),

@@ -1,12 +1,14 @@
-"""What the model-free opponents need in a world for which nobody has published their settings.
+"""Which settings the model-free opponents need where budgets are small.
 
-    python tools/opponents.py --out nbs/data/opponents.json
+    python tools/opponents.py --tasks catch --out nbs/data/opponents.json
 
-DQN, DQN with our number of updates, and PPO play the task `catch` of chapter 35 on other seeds than
-those of its table, once with the defaults of Stable-Baselines3 (but the target network of DQN is
-copied a hundred times in a match) and once with `ELSEWHERE` of chapter 33."""
+DQN, DQN with our number of updates, and PPO play tasks of chapter 35 on other seeds than those of
+its tables: once with what is published for the world, or else the defaults of Stable-Baselines3
+(but the target network of DQN is copied a hundred times in a match), and once with `ELSEWHERE` of
+chapter 33. The file is written after each task; the others that are there stay."""
 import argparse
 import json
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from unittest import mock
@@ -14,34 +16,49 @@ from unittest import mock
 from simulus_nb import model_free
 from simulus_nb.origin import git_commit, processor, versions
 from simulus_nb.run_setup import makers_of, prepare
-from simulus_nb.tasks import SEEDS, TASKS, make_row
+from simulus_nb.tasks import MORE_SEEDS, SEEDS, TASKS, make_row
 
-PLAYERS = ("dqn", "dqn-more", "ppo")
+PLAYERS = {"catch": ("dqn", "dqn-more", "ppo")}
+USUAL = ("dqn", "ppo")                          # of the other tasks
+
+
+def rows_of(task: str, kind: str, seeds: list[int]) -> list[dict]:
+    "What the players of a task reach with settings of one kind: usual or ours."
+    tables = ([model_free.ELSEWHERE, model_free.SHORT] if kind == "usual"
+              else [*model_free.PUBLISHED.values()])
+    found = []
+    with ExitStack() as without:
+        for one in tables:
+            without.enter_context(mock.patch.dict(one, clear=True))
+        for player in PLAYERS.get(task, USUAL):
+            rows = [make_row(task, player, s, makers_of, prepare) for s in seeds]
+            found.append({
+                "player": player, "settings": kind, "source": rows[0].settings["source"],
+                "returns": [round(r.result.mean, 3) for r in rows],
+                "cpu_seconds": [r.cpu_seconds for r in rows]})
+            print(task, found[-1], flush=True)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS,
+                        default=["catch", "cartpole", "acrobot", "minigrid-empty"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("nbs/data/opponents.json"))
     options = parser.parse_args()
-    if set(options.seeds) & set(SEEDS):
-        parser.error(f"the seeds {SEEDS} are those of the table")
-    found = []
-    for kind in ("defaults", "chosen"):
-        with mock.patch.dict(model_free.ELSEWHERE, clear=kind == "defaults"):
-            for player in PLAYERS:
-                rows = [make_row("catch", player, s, makers_of, prepare) for s in options.seeds]
-                found.append({
-                    "player": player, "settings": kind,
-                    "returns": [round(r.result.mean, 3) for r in rows],
-                    "cpu_seconds": [r.cpu_seconds for r in rows]})
-                print(found[-1], flush=True)
-    stored = {
-        "command": f"python tools/opponents.py --seeds {' '.join(map(str, options.seeds))}",
-        "steps": TASKS["catch"].steps, "seeds": options.seeds, "rows": found,
-        "date": str(date.today()), "machine": processor(), "git_commit": git_commit(),
-        "versions": versions()}
-    options.out.write_text(json.dumps(stored, indent=1) + "\n")
+    if kept := set(options.seeds) & {*SEEDS, *MORE_SEEDS}:
+        parser.error(f"seeds {sorted(kept)} are those of the tables: take others")
+    for task in options.tasks:
+        rows = [row for kind in ("usual", "ours") for row in rows_of(task, kind, options.seeds)]
+        seeds = " ".join(map(str, options.seeds))
+        stored = json.loads(options.out.read_text()) if options.out.exists() else {}
+        stored[task] = {
+            "command": f"python tools/opponents.py --tasks {task} --seeds {seeds}",
+            "steps": TASKS[task].steps, "seeds": options.seeds, "rows": rows,
+            "date": str(date.today()), "machine": processor(), "git_commit": git_commit(),
+            "versions": versions()}
+        options.out.write_text(json.dumps(stored, indent=1) + "\n")
 
 
 if __name__ == "__main__":
