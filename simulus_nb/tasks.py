@@ -115,7 +115,8 @@ TASKS = {
     "minigrid-empty": Task("MiniGrid-Empty-Random-6x6-v0", 6_000, "minigrid", KNOWN, success=0.95),
     "minigrid-doorkey": Task("MiniGrid-DoorKey-5x5-v0", 25_000, "minigrid", KNOWN, success=0.9),
     "memory": Task("simulus/Memory-v0", 10_000, "small", KNOWN, MEMORY, goal=0.9),
-    "rooms": Task("simulus/Rooms-v0", 18_000, "small", (*KNOWN, "ours-core", *EXTRAS), ROOMS,
+    "rooms": Task("simulus/Rooms-v0", 18_000, "small", (*KNOWN, "ours-core", "ours-core-scaled",
+                  *EXTRAS), ROOMS,
                   success=0.9, seeds=MORE_SEEDS),
     "minatar-breakout": Task("MinAtar/Breakout-v1", **MINATAR),
     "minatar-space-invaders": Task("MinAtar/SpaceInvaders-v1", **MINATAR),
@@ -194,6 +195,9 @@ NOT_CURIOUS = {"curiosity.heads": 0, "curiosity.weight": 1.0, "curiosity.extrins
 OURS: dict[str, dict[str, Any]] = {          # {player: settings that it has otherwise}
     "ours": {}, "ours-bfloat16": {"precision": "bfloat16"},
     "ours-core": {**NOT_CURIOUS, "train_m.prioritised": 0.0},
+    # reward against entropy as in Rooms with curiosity, whose true reward counts 30 times
+    "ours-core-scaled": {**NOT_CURIOUS, "train_m.prioritised": 0.0,
+                         "train_c.loss.entropy": 0.002 / 30},
     "ours-curious": {"curiosity.heads": 4, "train_m.prioritised": 0.0},
     "ours-prioritised": {**NOT_CURIOUS, "train_m.prioritised": 0.3},
     "ours-both": {"curiosity.heads": 4, "train_m.prioritised": 0.3},
