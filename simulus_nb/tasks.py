@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DISCRETE', 'KNOWN', 'CONTINUOUS', 'SEEDS', 'MORE_SEEDS', 'EPISODES', 'INTERIM', 'POINTS', 'MINATAR', 'DMC', 'SENSES',
            'EXTRAS', 'ROOMS', 'ACROBOT', 'MEMORY', 'TASKS', 'ROWS', 'EDITION', 'NOT_CURIOUS', 'OURS', 'NEUTRAL',
-           'WORDS', 'Task', 'match_of', 'Trained', 'columns', 'train', 'of_today', 'planned', 'command_of', 'make_row',
-           'outdated', 'Row', 'rows_of', 'claimed', 'record_rows', 'listing', 'records_of', 'complete', 'goals_met',
-           'has_learnt', 'notes_of', 'origins', 'task_table', 'best_of', 'overview', 'plot_tasks']
+           'WORDS', 'FREE', 'Task', 'match_of', 'Trained', 'columns', 'train', 'of_today', 'planned', 'command_of',
+           'make_row', 'outdated', 'Row', 'rows_of', 'claimed', 'record_rows', 'listing', 'records_of', 'complete',
+           'goals_met', 'has_learnt', 'notes_of', 'origins', 'task_table', 'best_of', 'margin', 'overview',
+           'plot_tasks']
 
 # %% ../nbs/35_tasks.ipynb #c002rc
 import contextlib
@@ -33,8 +34,8 @@ from .loop import RunState
 from .parcels import best_return
 from .players import Found, Match, Stopwatch
 from simulus_nb.records import (
-    IDLE, Record, decisive, digest, draw, file_of, learnt, read_record, table, value_text,
-    write_record
+    IDLE, Record, decisive, digest, draw, file_of, interval, lead, learnt, read_record, table,
+    value_text, write_record
 )
 from .spaces import UserError
 
@@ -395,35 +396,48 @@ def task_table(name: str, rows: Sequence[Row]) -> str:                          
     return "\n".join(lines)
 
 # %% ../nbs/35_tasks.ipynb #c033rc
-def best_of(rows: Sequence[Row], players: Sequence[str]) -> tuple[float, str]:
-    "The highest mean among players, and in words with its interval and whose it is."
+FREE = ("search", *LEARN)                           # learn, and have no model of the world
+
+def best_of(rows: Sequence[Row], players: Sequence[str]) -> tuple[str, str]:
+    "Who has the highest mean among players, '' if nobody has rows; and in words with its interval."
     found = {p: [r.result.mean for r in records_of(rows, p)] for p in players}
     means = {p: float(np.mean(x)) for p, x in found.items() if x}
     if not means:
-        return -np.inf, "–"
+        return "", "–"
     best = max(means, key=means.get)
-    whose = f" ({best})" if len(players) > 1 else ""
-    return means[best], value_text(found[best]) + whose
+    return best, value_text(found[best]) + (f" ({best})" if len(players) > 1 else "")
+
+def margin(rows: Sequence[Row], rival: str) -> tuple[int, str]:
+    """Who is ahead in the mean of Eq. (33.2) over seeds: 1 ours, -1 the rival, 0 where the interval
+    (33.4) holds zero; and that mean in words."""
+    theirs = {r.seed: r for r in records_of(rows, rival)}
+    more = [lead(r, theirs[r.seed])[0] for r in records_of(rows, "ours") if r.seed in theirs]
+    if not more:
+        return 0, "–"
+    mean, half = interval(more)
+    return int(np.sign(mean)) if abs(mean) > half else 0, value_text(more)
 
 def overview(folder: str | Path) -> str:                                        # Markdown
     """One line for each task: our agent, its best opponents, the goal, and what is missing or old.
 
-    In bold who is ahead of those that were not told a rule, once ours is among them."""
-    head = ["task, steps", "ours", "learns nothing", "learns without a model", "a person's rule",
-            "learnt", "goal", "met", "rows"]
+    In bold who is ahead, ours or the best opponent that was not told a rule, where that is decided
+    by `margin`."""
+    head = ["task, steps", "ours", "learns nothing", "learns without a model", "ours ahead by",
+            "a person's rule", "learnt", "goal", "met", "rows"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, task in TASKS.items():
         rows = rows_of(name, folder)
         states = [row.state for row in rows]
         here = f"{len(rows) - states.count('missing')} of {len(rows)}"
         here += f", {states.count('old')} made with earlier settings" if "old" in states else ""
-        means, said = zip(*(best_of(rows, p) for p in (["ours"], IDLE, [*LEARN])))
-        means = [round(mean, 2) for mean in means]                      # as they are shown
-        ahead = max(means) if means[0] > -np.inf else None
+        who, said = zip(*(best_of(rows, players) for players in (["ours"], IDLE, FREE)))
+        rival = best_of(rows, [*IDLE, *FREE])[0]
+        winner, more = margin(rows, rival)
+        bold = {1: "ours", -1: rival}.get(winner)
         cells = [f"{name}, {task.steps:,}"]
-        cells += [f"**{text}**" if mean == ahead else text for mean, text in zip(means, said)]
-        cells += [best_of(rows, ["rule"])[1], WORDS[has_learnt(rows)], ", ".join(task.goals),
-                  WORDS[goals_met(task, rows)], here]
+        cells += [f"**{text}**" if one == bold else text for one, text in zip(who, said)]
+        cells += [more, best_of(rows, ["rule"])[1], WORDS[has_learnt(rows)],
+                  ", ".join(task.goals), WORDS[goals_met(task, rows)], here]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
