@@ -42,7 +42,8 @@ def check_player(name: str, match: Match) -> None:
     if name not in PLAYERS:
         raise UserError(f"unknown player {name!r}: choose one of {', '.join(PLAYERS)}")
     if name == "rule" and rule_of(match.env) is None:
-        raise UserError(f"no rule is known for {match.env}; rules exist for {', '.join(RULES)}")
+        known = ", ".join(start.removesuffix("-v") for start in RULES)
+        raise UserError(f"no rule is known for {match.env}; rules exist for {known}")
     if name in LEARN:
         sb3()
         check_actions(LEARN[name][0], match, match.specs()[1])

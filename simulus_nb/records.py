@@ -231,7 +231,8 @@ def draw_player(ax: Axes, mine: Sequence[Record], colour: str, dashes: Any) -> N
 
 def draw(ax: Axes, records: Sequence[Record], title: str = "") -> None:
     "All players of one world: returns against decisions, CPU seconds in the legend."
-    usual = ("random", "constant", "replay", "rule", "dqn", "dqn-more", "ppo", "sac", "ours", "search")
+    usual = ("random", "constant", "replay", "rule", "dqn", "dqn-more", "ppo", "sac", "ours",
+             "search")
     names = list(dict.fromkeys(r.player for r in records))
     others = [name for name in names if name not in usual]
     for i, name in enumerate(names):            # lines may lie on one another

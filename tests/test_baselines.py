@@ -18,6 +18,7 @@ from simulus_nb.model_free import PUBLISHED, ModelFree, Numbers, fitted, numbers
 from simulus_nb.players import (
     Match, Player, best_of_random, constants, play, rule_player, shortest, way
 )
+from simulus_nb.search import linear_player
 from simulus_nb.records import (
     Record, file_of, interval, lead, learnt, plot, read_record, student, table, write_record
 )
@@ -138,7 +139,7 @@ def test_replay_does_it_again():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", ["random", "constant", "replay", "ppo", "dqn"])
+@pytest.mark.parametrize("name", ["random", "constant", "replay", "search", "ppo", "dqn"])
 def test_equal_seeds_equal_records(name):
     "And nobody's random numbers are touched."
     pytest.importorskip("stable_baselines3")
@@ -290,8 +291,56 @@ def test_the_command_writes_a_record_for_each_player(capsys, tmp_path):
 
 
 def test_who_can_play_where():
-    assert who_can(world("Pendulum-v1")) == ["random", "constant", "replay", "ppo", "sac"]
+    assert who_can(world("Pendulum-v1")) == ["random", "constant", "replay", "search", "ppo", "sac"]
     assert who_can(world("CartPole-v1")) == [n for n in PLAYERS if n != "sac"]
+
+
+def test_boxes_of_whole_numbers_get_whole_numbers():
+    "PPO and SAC would play fractions there and are refused; who searches rounds."
+    space = gs.Box(0, 4, (2,), np.int32)
+    match = match_of(space, [1, 3])
+    assert who_can(match) == ["random", "constant", "replay", "search"]
+    for name in ("ppo", "sac"):
+        with pytest.raises(UserError, match="whole numbers"):
+            check_player(name, match)
+    act = linear_player(match.specs()[0], space, np.full((2, 3), 0.3)).policy(1)
+    assert (a := act({"obs": np.ones((1, 2))}, np.ones(1, bool))).tolist() == np.round(a).tolist()
+    assert challenge("search", match).settings["tried"] == 20
+    strict = Numbers(Prefers(gs.MultiDiscrete([3, 2], dtype=np.int32), [1, 1]), match.specs()[0])
+    strict.reset(seed=0)
+    assert strict.step(np.array([1, 1], np.int64))[1] == 0.0        # asserts the type of the action
+
+
+@pytest.mark.parametrize("steps,rounds", [(99, 4), (100, 5), (1, 1), (10_000, 10)])
+def test_constants_share_the_budget(steps, rounds):
+    "Four actions in episodes of five steps; in turns, so that none is tried more than another."
+    record = challenge("constant", match_of(gs.Discrete(4), 2, steps=steps))
+    assert record.settings["rounds"] == rounds and record.steps == 20 * rounds
+    assert record.settings["action"] == 2
+
+
+class Side(gymnasium.Env):
+    "Ten steps; 1 for each in which the action says on which side of zero the number is."
+    observation_space, action_space = gs.Box(-1, 1, (1,)), gs.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.x = 0, self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.x, {}
+
+    def step(self, action):
+        right = float(action == (self.x[0] > 0))
+        self.t, self.x = self.t + 1, self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.x, right, False, self.t == 10, {}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_search_finds_what_no_blind_player_can(seed):
+    match = Match("Side", lambda training: Side(), 600, seed=seed, episodes=50, num_envs=5)
+    found, blind = (challenge(name, match) for name in ("search", "constant"))
+    assert found.steps == 600 and found.settings["tried"] == 30
+    assert found.settings["episodes"] == 1 + 3                      # thirty more for the best ten
+    assert blind.result.mean < 6.5 and found.result.mean > 8.5
 
 
 def test_a_players_worlds_are_those_of_its_evaluation():

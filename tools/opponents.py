@@ -5,7 +5,8 @@
 DQN, DQN with our number of updates, and PPO play tasks of chapter 35 on other seeds than those of
 its tables: once with what is published for the world, or else the defaults of Stable-Baselines3
 (but the target network of DQN is copied a hundred times in a match), once with `ELSEWHERE` of
-chapter 33, and where there are any with those of `OWN`. The file is written after each task; the others that are there stay."""
+chapter 33, and where there are any with those of `OWN`. The file is written after each task; the
+others that are there stay."""
 import argparse
 import json
 from contextlib import ExitStack
