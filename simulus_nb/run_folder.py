@@ -221,8 +221,9 @@ def _seen(m: Modality | None) -> str:
     one = lambda x: x[0] if len(set(x)) == 1 else reprlib.repr(x)
     if m is None:
         return "nothing"
+    shape = f" {m.raw_shape}" if m.raw_shape else ""
     sizes = f" with {one(m.nvec)} values from {one(m.start)}" if m.nvec else ""
-    return f"{m.kind} {m.raw_shape}{sizes}{f' within {one(m.bound)}' if m.bound else ''}"
+    return f"{m.kind}{shape}{sizes}{f' within {one(m.bound)}' if m.bound else ''}"
 
 def _taken(spec: ActionSpec) -> str:
     "An action space in words."
