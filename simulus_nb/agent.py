@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'WHICH', 'Components', 'choose', 'Policy', 'from_older_parts', 'from_plain', 'Agent', 'read_agent',
-           'check_sizes', 'check_agent', 'is_run', 'place_of', 'check_place']
+           'pick_device', 'check_sizes', 'check_agent', 'is_run', 'place_of', 'check_place']
 
 # %% ../nbs/20_agent.ipynb #c002
 import dataclasses
@@ -242,6 +242,7 @@ class Agent(Components):
         """The agent of a checkpoint folder or of a run folder, ready to act: Eq. (20.7).
 
         `which` is last or, of a run with interim evaluations, best."""
+        device = pick_device(device)
         tensors, meta = read_agent(folder, device, which, check)
         agent = cls.described(meta)
         load_module(agent, tensors, "agent")                 # Eq. (20.7)
@@ -294,6 +295,24 @@ def read_agent(
     use = lambda found: check_agent(found, WHICH[which])
     found = load_checkpoint(saves, (WHICH[which],), str(device), use, check)
     return found.tensors[WHICH[which]], found.meta
+
+# %% ../nbs/20_agent.ipynb #c035dv2
+def pick_device(choice: str | torch.device) -> torch.device:
+    """A device that this machine has; `auto` is CUDA where there is one, else Apple's GPU, else the
+    CPU."""
+    there = {
+        "cpu": 1, "cuda": torch.cuda.is_available() and torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available())
+    }
+    if choice == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
+    with suppress(RuntimeError):                            # no device is called so
+        device = torch.device(choice)
+        if (device.index or 0) < there.get(device.type, 0):
+            return device
+    raise UserError(
+        f"device '{choice}' is not available on this machine: use --device auto or --device cpu"
+    )
 
 # %% ../nbs/20_agent.ipynb #c035fo2
 def check_sizes(

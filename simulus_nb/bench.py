@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from .accelerate import has_bfloat16, has_tf32, pick_precision
+from .agent import pick_device
 from .config import Config, cost
 from .evaluate import RandomAgent
 from .imagination import dream_step
-from .learner import pick_device
 from .loop import m_batch, tokenise
 from .run_setup import prepare
 

@@ -329,9 +329,10 @@ def _read(
         path = save / f"{group}.safetensors"
         check_file(path, files[path.name])
         try:
-            tensors[group] = {name: t.to(device) for name, t in load(path.read_bytes()).items()}
+            found = load(path.read_bytes())
         except Exception as e:                      # whatever a table that makes no sense leads to
             raise DamagedError(f"{path} is not readable ({type(e).__name__}: {e})") from None
+        tensors[group] = {name: t.to(device) for name, t in found.items()}
     return Checkpoint(tensors, meta, save)
 
 # %% ../nbs/19_checkpoint.ipynb #c019

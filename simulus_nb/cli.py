@@ -22,13 +22,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
 import torch
 import tyro
 
-from .agent import Agent, read_agent
+from .agent import Agent, pick_device, read_agent
 from .bench import bench, bench_table, compare, compare_table
 from .checkpoint import Checkpoint, has_saves, is_whole, load_checkpoint
 from simulus_nb.config import (
@@ -40,14 +41,13 @@ from .evaluate import ATARI_SCORES, evaluate
 from .files import ran_out, writing
 from .film import dream_media
 from .interrupt import Signals, Stopped
-from .learner import pick_device
 from .loop import make_priorities, make_replay
 from .priorities import Priorities
 from .recorder import film_episode
 from .replay import ReplayBuffer
 from .resume import fill_replay
 from .run_folder import RunFolder, agent_of, default_folder
-from .run_setup import ask_first, env_maker, makers_of
+from .run_setup import ask_first, makers_of
 from .suite import RayPool, make_jobs, markdown, run_suite
 from simulus_nb.terminal import (
     DISK, a_line_a_minute, announce, ending, how_to_resume, meter, one_line, score_text,
@@ -179,8 +179,9 @@ class TrainCommand:
         "Train, evaluate and say where everything is."
         folder, env, trainer = RunFolder(self.folder), self.config.env, None
         join()
+        # nothing is left to mend; a checkpoint of other settings is refused
         finished = lambda: self.resume and is_whole(folder.checkpoint) and agent_of(
-            folder, load=read_agent)             # a checkpoint of other settings is refused
+            folder, load=read_agent) and folder.logged(self.config.epochs)
         result = from_first(lambda: folder.result(self.config.epochs) if finished() else None)
         say = print if rank() == 0 else lambda *args, **kwargs: None
         try:
@@ -299,8 +300,8 @@ class EvaluateCommand:
         seed = config.seed + 10_000 if self.seed is None else self.seed
         with meter() as say:
             result = evaluate(
-                agent, [env_maker(config, training=False)] * e.num_envs, episodes, temperature,
-                seed, e.max_steps, say
+                agent, [partial(makers_of(config, agent=agent), False)] * e.num_envs, episodes,
+                temperature, seed, e.max_steps, say
             )
         print(f"{'evaluation':<12}{score_text(config.env, result)}", flush=True)
         usual = (episodes, temperature, seed) == (e.episodes, e.temperature, config.seed + 10_000)
@@ -404,7 +405,7 @@ class InspectCommand:
                 self.json.touch()  # as for the bench
         replay, priorities = load_replay(folder, config, agent)
         evidence = gather(
-            agent, config, replay, folder.history(), makers_of(config),
+            agent, config, replay, folder.history(), makers_of(config, agent=agent),
             self.episodes, self.max_steps, self.seed, priorities
         )
         readings = look(evidence)
@@ -452,7 +453,7 @@ class PlayCommand:
         folder, device = RunFolder(self.folder), pick_device(self.device)
         config, agent = agent_of(folder, device, self.which)
         ask_first(config.env, self.allow_import)
-        env = env_maker(config, training=False)()
+        env = makers_of(config, agent=agent)(False)
         return Game(session(agent, env, self.horizon, self.context, self.temperature, self.seed,
                             media_of(folder, self.which)), open=self.host not in LOCAL)
 

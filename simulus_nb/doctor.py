@@ -24,10 +24,11 @@ from packaging.requirements import Requirement
 from torch import Tensor
 
 from .accelerate import has_bfloat16, has_tf32, pick_precision
+from .agent import pick_device
 from .bench import duration, product_rate
 from .config import Config, preset
 from .imagination import Dream, imagine
-from .learner import Learner, pick_device, update
+from .learner import Learner, update
 from .loop import collect, make_agent, tokenise
 from .origin import NEEDED, processor, version
 from .perceptual import VGG_URL

@@ -213,7 +213,12 @@ class DreamEnv(Dreams):
                 f'dreams {np.flatnonzero(late).tolist()} have ended: reset(options={{"reset_mask": '
                 f'mask}}) before the next step'
             )
-        action = torch.as_tensor(self.agent.action_spec.encode(actions), device=self.agent.device)
+        tokens = self.agent.action_spec.encode(actions)
+        if len(tokens) != self.num_envs:
+            raise UserError(
+                f"actions: {len(tokens)} rows, this DreamEnv has {self.num_envs} dreams"
+            )
+        action = torch.as_tensor(tokens, device=self.agent.device)
         # Eq. (30.10)
         self.z, reward, done, self.memory = dream_step(
             self.agent.world_model, self.z, action, self.memory, self.generator

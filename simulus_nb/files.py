@@ -221,10 +221,12 @@ def alive(pid: int) -> bool:
 def sweep(folder: Path) -> None:
     "Remove temporary files whose process has died; those of other machines after a day."
     for path in folder.glob(".partial-*"):
-        owner = _PARTIAL.fullmatch(path.name)                   # older releases named no owner
+        owner = _PARTIAL.fullmatch(path.name)
+        if owner is None:                                       # somebody else's file
+            continue
         with suppress(OSError):
             fresh = time.time() - path.lstat().st_mtime < 86_400
-            if owner and fresh and (owner[1] != _HERE or alive(int(owner[2]))):
+            if fresh and (owner[1] != _HERE or alive(int(owner[2]))):
                 continue
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

@@ -18,13 +18,15 @@ import torch
 
 from . import distributed
 from .accelerate import GraphedStep, Recorder, compiled, pick_precision, use_precision
-from .agent import Agent
+from .agent import Agent, pick_device
 from .config import Config
 from .envs import ResizeImages, check_env_options, make_env
+from .evaluate import close_all
 from .games import Worlds
 from .interrupt import pause
-from .learner import Learner, pick_device
-from .loop import RunState, new_state, specs_of
+from .learner import Learner
+from .loop import RunState, new_state, specs_in, specs_of
+from .run_folder import check_spaces
 from .registry import built
 from .spaces import ActionSpec, ObsSpec, UserError
 from .world_model import WorldModel
@@ -50,9 +52,22 @@ def env_maker(config: Config, training: bool, factory: Callable | None = None) -
                             obs_kinds=config.obs_kinds, **config.env_options)
 
 
-def makers_of(config: Config, factory: Callable | None = None) -> Callable[[bool], gymnasium.Env]:
+def makers_of(
+    config: Config, factory: Callable | None = None,
+    agent: Agent | None = None,     # made in this world, whose spaces must still be the same
+) -> Callable[[bool], gymnasium.Env]:
     "A function that makes the configured environment: True, to learn in; False, to be judged in."
-    return lambda training: env_maker(config, training, factory)()
+    def make(training: bool) -> gymnasium.Env:
+        env = env_maker(config, training, factory)()
+        if agent is not None:
+            try:
+                there = agent.obs_spec, agent.action_spec
+                check_spaces(config.env, specs_in(config, env), there)
+            except BaseException:
+                close_all([env])
+                raise
+        return env
+    return make
 
 
 def infer_specs(config: Config, factory: Callable | None = None) -> tuple[ObsSpec, ActionSpec]:

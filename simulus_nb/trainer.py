@@ -228,8 +228,8 @@ def settings_in(
 ) -> Config:
     "The settings of the run that the folder holds, which is ours from then on; or else `config`."
     there = from_first(folder.config.exists)
-    if there and not resume:
-        folder.create(config)           # says that the folder is taken, before anything is built
+    if not (there and resume):
+        from_first(folder.check_free)   # before anything is built
     if there:
         from_first(lambda: folder.own() and None)   # nobody else may write what is read now
     stored = folder.read_config() if there or config is None else config

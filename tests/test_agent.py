@@ -11,9 +11,10 @@ from gymnasium import spaces as gs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulus_nb.agent import PARTS, Agent, Policy, choose, from_plain, read_agent
-from simulus_nb.checkpoint import save_checkpoint
+from simulus_nb.agent import PARTS, Agent, Policy, choose, from_plain, pick_device, read_agent
+from simulus_nb.checkpoint import load_checkpoint, save_checkpoint
 from simulus_nb.controller import ControllerConfig
+from simulus_nb.files import DamagedError
 from simulus_nb.retnet import RetNetConfig
 from simulus_nb.spaces import ActionSpec, ObsSpec, UserError
 from simulus_nb.tokenizer import TokenEmbedding, TokenizerConfig
@@ -209,6 +210,17 @@ def test_what_is_no_agent_is_refused(tmp_path):
     save_checkpoint(tmp_path / "y", {"agent": agent.state_dict()}, meta)
     with pytest.raises(UserError, match="wrong shape: controller"):
         Agent.load(tmp_path / "y")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "mps:5", "meta", torch.device("cuda", 99)])
+def test_a_device_that_is_not_there_is_no_damage(tmp_path, device):
+    make().save(tmp_path)
+    with pytest.raises(UserError, match=f"^device '{device}' is not available") as e:
+        Agent.load(tmp_path, device=device)
+    assert not isinstance(e.value, DamagedError)
+    assert Agent.load(tmp_path, device="auto").device == pick_device("auto")
+    with pytest.raises(RuntimeError):                           # torch's own, and no damage either
+        load_checkpoint(tmp_path, device="gpu")
 
 
 def test_parts(tmp_path):

@@ -686,6 +686,17 @@ def test_gymnasium_check_env(make, recwarn):
     ]
 
 
+@pytest.mark.parametrize("rows", [0, 1, 3, 5])
+def test_there_is_one_action_for_each_dream(rows):
+    env = DreamEnv(*world(), num_envs=4)
+    env.reset(seed=0)
+    before = env.z.clone(), env.age.copy(), env.generator.get_state()
+    with pytest.raises(UserError, match=f"^actions: {rows} rows, this DreamEnv has 4 dreams$"):
+        env.step(np.zeros(rows, np.int64))
+    assert torch.equal(env.z, before[0]) and (env.age == before[1]).all()
+    assert torch.equal(env.generator.get_state(), before[2])
+
+
 @pytest.mark.parametrize("tokens", [False, True])
 def test_what_was_returned_stays(tokens):
     "Later steps and new dreams write into nothing that was handed out."

@@ -13,15 +13,18 @@ import time
 import types
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces as gs
 from safetensors.torch import load_file
 
 from simulus_nb import origin, trainer
 from simulus_nb.agent import Agent
 from simulus_nb.catch import Catch
 from simulus_nb.checkpoint import CheckpointWarning, load_checkpoint, save_checkpoint
-from simulus_nb.cli import main, parse
+from simulus_nb.cli import PlayCommand, main, parse
 from simulus_nb.evaluate import Notice
 from simulus_nb.files import (
     DamagedError, MissingError, own_name, read_bytes, read_json, sweep, write_atomic
@@ -30,9 +33,9 @@ from simulus_nb.lock import NO_LOCKS, FolderLock, take
 from simulus_nb.loop import Diverged
 from simulus_nb.origin import git_commit
 from simulus_nb.registry import built
-from simulus_nb.run_folder import RunFolder
+from simulus_nb.run_folder import RunFolder, check_spaces
 from simulus_nb.run_log import find_tracker
-from simulus_nb.spaces import UserError
+from simulus_nb.spaces import ActionSpec, Modality, ObsSpec, UserError
 from simulus_nb.trainer import Callback, Trainer
 from test_crash import TOY, meta_of, tensor_of
 
@@ -300,10 +303,11 @@ def test_sweep_takes_the_names_of_the_dead_and_no_others(tmp_path):
     for path in (mine, theirs, far, old):
         path.mkdir()
         (path / "file").write_text("x")
-    (tmp_path / ".partial-config.json").write_text("of an older release")
-    os.utime(old, (0, 0))
+    notes = tmp_path / ".partial-notes"
+    notes.write_text("somebody else's")
+    os.utime(old, (0, 0)), os.utime(notes, (0, 0))
     sweep(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([mine, far])
+    assert sorted(tmp_path.iterdir()) == sorted([mine, far, notes])
     for _ in range(50):
         assert own_name(tmp_path) != own_name(tmp_path)
 
@@ -486,6 +490,159 @@ def test_only_the_length_may_differ(run):
     folder = RunFolder(run)
     folder.write(run / "config.json", folder.read_config().change({"epochs": 7}).to_json())
     assert says(["evaluate", str(run), "--seed", "1"]) == (0, "")
+
+
+# ---------------------------------------------------------------- files of somebody else
+
+def everything(folder):
+    "Bytes of every file, by name."
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.jsonl", "manifest.json", "evaluation.json", "evaluation-best.json", "checkpoint",
+        "checkpoint/save-00000007/meta.json", "collected/x", "media/dream.png", "events.out.tf"
+    ],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_files_of_somebody_else_are_not_written_over(tmp_path, name, resume):
+    place = tmp_path / "proj"
+    for file in (name, "notes.txt", ".partial-notes"):
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text("mine")
+    before, line = everything(place), [*TOY, *["--resume"] * resume, "--out", str(place)]
+    code, said = says(line)
+    assert code == 2 and said.count("\n") == 1 and everything(place) == before
+    assert f"proj holds {name.split('/')[0]}, but no config.json of a run: choose another" in said
+    with pytest.raises(UserError, match="but no config.json"):
+        RunFolder(place).create(parse(TOY).config)
+
+
+def test_a_run_without_its_settings_is_not_begun_again(run):
+    (run / "config.json").unlink()
+    before = everything(run)
+    code, said = says([*TOY, "--out", str(run)])
+    assert code == 2 and "metrics.jsonl" in said and everything(run) == before
+
+
+def test_unrelated_files_are_no_obstacle(tmp_path):
+    place = tmp_path / "run"
+    (place / "media").mkdir(parents=True), (place / "run.lock").touch()     # killed as it began
+    theirs = {place / name: name.encode() for name in ("notes.txt", "package.json", ".partial-x")}
+    [path.write_bytes(text) for path, text in theirs.items()]
+    assert says([*TOY, "--epochs", "2", "--out", str(place)])[0] == 0
+    assert theirs.items() <= everything(place).items()
+    assert [row["epoch"] for row in RunFolder(place).history()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"editor": "vim"}', "config.json: unknown field editor"),
+        ("{}", "config.json is damaged, or no run's: it has no env, tokenizer"),
+        ("{", "config.json is damaged: not readable"),
+        ('{"env": "CartPole-v1"}', "it has no tokenizer, world_model, controller")
+    ],
+)
+def test_settings_of_somebody_else_are_named(run, text, words):
+    (run / "config.json").write_text(text)
+    before = everything(run)
+    for command in [*COMMANDS, ["train", "--resume", "--out"]]:
+        code, said = says([*command, str(run)])
+        assert code == 2 and words in said and said.count("\n") == 1, said
+    code, said = says([*TOY, "--out", str(run)])
+    assert code == 2 and "config.json is damaged, or no run's: choose another folder" in said
+    assert everything(run) == before
+
+
+@pytest.mark.parametrize("text", [None, "nonsense\n", "", '{"epoch": 0}\n'])
+def test_resuming_restores_the_metrics_of_a_finished_run(run, text):
+    before = everything(run)
+    (run / "metrics.jsonl").unlink() if text is None else (run / "metrics.jsonl").write_text(text)
+    assert says(["train", "--resume", "--out", str(run)])[0] == 0
+    after = everything(run)
+    assert [p.name for p in before if before[p] != after[p]] in ([], ["run.lock"])
+
+
+# ---------------------------------------------------------------- a world that has changed
+
+class Changing(gymnasium.Env):
+    "Two numbers to see and one to choose, until somebody changes it."
+    observation_space, action_space = gs.Box(-1, 1, (2,)), gs.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 5
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.left -= 1
+        return self.observation_space.sample(), 1.0, self.left == 0, False, {}
+
+
+gymnasium.register("simulus-test/Changing-v0", Changing)
+
+
+@pytest.fixture(scope="module")
+def changing(tmp_path_factory):
+    "A finished run in it."
+    folder = tmp_path_factory.mktemp("changing") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        words = [*TOY, "--env", "simulus-test/Changing-v0", "--epochs", "1", "--out", str(folder)]
+        assert main(words) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "what, space, words",
+    [
+        ("action", gs.Box(-100, 100, (1,)), "takes Box(-100.0, 100.0, (1,), float32), the run was "
+         "made with Box(-1.0, 1.0, (1,), float32): restore the world or begin a new run"),
+        ("action", gs.Discrete(3, start=7), "takes Discrete(3, start=7), the run was made with B"),
+        ("action", gs.Box(-1, 1, (2,)), "takes Box(-1.0, 1.0, (2,), float32)"),
+        ("observation", gs.Box(-5, 5, (2,)), "shows vector (2,) within 5.0 as 'obs', the run"),
+        ("observation", gs.Box(-1, 1, (3,)), "shows vector (3,) within 1.0 as 'obs', the run"),
+        ("observation", gs.Discrete(4), "shows categorical with 4 values from 0 as 'obs'"),
+        ("observation", gs.Dict({"obs": gs.Box(-1, 1, (2,)), "x": gs.Discrete(2)}), "shows "
+         "categorical with 2 values from 0 as 'x', the run was made with nothing")
+    ],
+)
+def test_a_world_that_has_changed_is_one_line(changing, what, space, words, monkeypatch):
+    monkeypatch.setattr(Changing, f"{what}_space", space)
+    before = everything(changing)
+    for command in (["evaluate"], ["inspect", "--episodes", "2"],
+                    ["train", "--resume", "--epochs", "2", "--out"]):
+        code, said = says([*command, str(changing)])
+        assert (code, said.count("\n")) == (2, 1), said
+        assert f"simulus-nb: simulus-test/Changing-v0 now {words}" in said
+    with pytest.raises(UserError, match="restore the world"):
+        PlayCommand(changing, device="cpu").game()
+    after = everything(changing)
+    assert all(after[p] == x for p, x in before.items() if p.name != "run.lock")
+
+
+def test_a_world_may_store_its_numbers_otherwise(changing, monkeypatch):
+    space = gs.Box(-1, 1, (2,), np.float64)
+    monkeypatch.setattr(Changing, "observation_space", space)
+    assert says(["evaluate", str(changing), "--seed", "1"]) == (0, "")
+    # and older releases saved less of an observation
+    (one,) = ObsSpec.from_space(space).to_json()["modalities"]
+    old = {k: v for k, v in one.items() if k not in ("bound", "raw_dtype", "in_dict")}
+    act = ActionSpec.from_space(Changing.action_space)
+    then = ObsSpec.from_json({"modalities": [old]})
+    check_spaces("x", (ObsSpec.from_space(space), act), (then, act))
+
+
+@pytest.mark.parametrize("start", [(1, -1), (0, 0)])
+def test_parts_in_another_order_are_another_world(start):
+    a, b = (Modality(k, "categorical", (1,), (3,), (s,)) for k, s in zip("ab", start))
+    act = ActionSpec.from_space(gs.Discrete(2))
+    check_spaces("x", (ObsSpec((a, b)), act), (ObsSpec((a, b)), act))
+    with pytest.raises(UserError, match="shows b, a in this order, the run was made with a, b"):
+        check_spaces("x", (ObsSpec((b, a)), act), (ObsSpec((a, b)), act))
 
 
 # ---------------------------------------------------------------- save and load are symmetric
