@@ -32,7 +32,7 @@ from .agent import Agent, read_agent
 from .bench import bench, bench_table, compare, compare_table
 from .checkpoint import Checkpoint, has_saves, is_whole, load_checkpoint
 from simulus_nb.config import (
-    PRESETS, Config, SettingsWarning, check_ranges, cost, differences, preset, preset_for
+    PRESETS, Config, SettingsWarning, check_ranges, cost, differences, preset, preset_for, too_late
 )
 from .distributed import LostError, from_first, join, leave, rank, together
 from .doctor import examine, report_text, too_large
@@ -559,7 +559,7 @@ class DoctorCommand:
 from .baselines import PLAYERS, challenge, check_player, plan, who_can
 from .players import Match
 from .records import file_of, read_record, table, write_record
-from .run_record import run_record, run_records, state_of
+from .run_record import run_records, state_of
 from .run_setup import prepare
 from simulus_nb.tasks import (
     OURS, TASKS, listing, match_of, outdated, record_rows, rows_of
@@ -833,6 +833,8 @@ def perform(argv: Sequence[str], kept: list) -> int:
     ):
         kept[:] = [command := parse(argv)]
         if argv[0] in ("train", "bench", "doctor"):             # whose settings they are
+            for line in too_late(command.config):
+                warnings.warn(line, SettingsWarning)
             say_settings()
         asked = getattr(command, "allow_import", False) or ":" in getattr(
             getattr(command, "config", None), "env", ""

@@ -295,10 +295,10 @@ def ending(
 def warned(argv: Sequence[str]) -> Iterator[Callable]:
     """Inside, our warnings are lines like our complaints; those about settings wait for the call of
     what it gives."""
-    settings = set()
+    settings = {}
     def show(text, kind, *where):
         if issubclass(kind, SettingsWarning):
-            settings.add(str(text))  # said once
+            settings[str(text)] = None                          # said once
         elif issubclass(kind, (CheckpointWarning, WorldWarning)):
             complain(str(text))
         else:

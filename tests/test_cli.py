@@ -486,6 +486,16 @@ def test_records_of_runs_do_not_replace_each_other(run, tmp_path, capsys, quick)
     assert kept.read_bytes() != before
 
 
+def test_a_run_that_never_learns_is_told(quick, capsys):
+    late = [*TINY, "--train-c.start", "3", "--train-m.start", "1"]
+    assert main(["train", "--out", "r", "--steps", "31", *late]) == 0
+    assert capsys.readouterr().err == (
+        "simulus-nb: C never learns: train_c.start = 3 comes after the last of 2 epochs; "
+        "give --steps 91 or --epochs 4, or more\n")
+    assert main(["train", "--out", "enough", "--steps", "91", *late]) == 0
+    assert capsys.readouterr().err == "" and metrics("enough")[-1]["c/critic"]
+
+
 # mistakes
 
 def fails(argv, words, capsys):
