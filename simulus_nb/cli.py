@@ -41,7 +41,7 @@ from .files import own_name, ran_out, writing
 from .film import dream_media
 from .interrupt import Signals, Stopped
 from .learner import pick_device
-from .loop import make_priorities, make_replay
+from .loop import Diverged, make_priorities, make_replay
 from .priorities import Priorities
 from .recorder import film_episode
 from .replay import ReplayBuffer
@@ -183,6 +183,7 @@ class TrainCommand:
             folder, load=read_agent)             # a checkpoint of other settings is refused
         result = from_first(lambda: folder.result(self.config.epochs) if finished() else None)
         say = print if rank() == 0 else lambda *args, **kwargs: None
+        go_on = lambda: how_to_resume(folder, env)
         try:
             with together():
                 if result is None:
@@ -197,16 +198,16 @@ class TrainCommand:
                     result = trainer.train().result
             say(summary(folder, env, result))
         except Stopped:
-            say(f"stopped; {how_to_resume(folder)}")
+            say(f"stopped; {go_on()}")
         except LostError as e:
-            e.args = (f"{e}; {how_to_resume(folder)}",)
+            e.args = (f"{e}; {go_on()}",)
             raise
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(how_to_resume(folder)) from None
+            raise KeyboardInterrupt(go_on()) from None
         except Exception as e:                                  # for the one line about it
             e.stage = (trainer.cursor.stage or "evaluation") if trainer else ""
-            if trainer and has_saves(folder.checkpoint):
-                e.then = how_to_resume(folder)
+            if trainer and has_saves(folder.checkpoint) and not isinstance(e, Diverged):
+                e.then = go_on()                                # what diverged would do so again
             raise
 
 # %% ../nbs/H_cli.ipynb #c015
