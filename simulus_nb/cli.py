@@ -33,15 +33,15 @@ from .agent import Agent, pick_device, read_agent
 from .bench import bench, bench_table, compare, compare_table
 from .checkpoint import Checkpoint, has_saves, is_whole, load_checkpoint
 from simulus_nb.config import (
-    PRESETS, Config, SettingsWarning, check_ranges, cost, differences, preset, preset_for
+    PRESETS, Config, SettingsWarning, check_ranges, cost, differences, preset, preset_for, too_late
 )
 from .distributed import LostError, from_first, join, leave, rank, together
 from .doctor import examine, report_text, too_large
 from .evaluate import ATARI_SCORES, evaluate
-from .files import ran_out, writing
+from .files import own_name, ran_out, writing
 from .film import dream_media
 from .interrupt import Signals, Stopped
-from .loop import make_priorities, make_replay
+from .loop import Diverged, make_priorities, make_replay
 from .priorities import Priorities
 from .recorder import film_episode
 from .replay import ReplayBuffer
@@ -184,6 +184,7 @@ class TrainCommand:
             folder, load=read_agent) and folder.logged(self.config.epochs)
         result = from_first(lambda: folder.result(self.config.epochs) if finished() else None)
         say = print if rank() == 0 else lambda *args, **kwargs: None
+        go_on = lambda: how_to_resume(folder, env)
         try:
             with together():
                 if result is None:
@@ -198,16 +199,16 @@ class TrainCommand:
                     result = trainer.train().result
             say(summary(folder, env, result))
         except Stopped:
-            say(f"stopped; {how_to_resume(folder)}")
+            say(f"stopped; {go_on()}")
         except LostError as e:
-            e.args = (f"{e}; {how_to_resume(folder)}",)
+            e.args = (f"{e}; {go_on()}",)
             raise
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(how_to_resume(folder)) from None
+            raise KeyboardInterrupt(go_on()) from None
         except Exception as e:                                  # for the one line about it
             e.stage = (trainer.cursor.stage or "evaluation") if trainer else ""
-            if trainer and has_saves(folder.checkpoint):
-                e.then = how_to_resume(folder)
+            if trainer and has_saves(folder.checkpoint) and not isinstance(e, Diverged):
+                e.then = go_on()                                # what diverged would do so again
             raise
 
 # %% ../nbs/H_cli.ipynb #c015
@@ -557,11 +558,14 @@ class DoctorCommand:
         return 0 if found["ready"] else 1
 
 # %% ../nbs/H_cli.ipynb #c023le3
-from .baselines import PLAYERS, challenge, check_player, who_can
-from .records import table, write_record
-from .run_record import run_record
+from .baselines import PLAYERS, challenge, check_player, plan, who_can
+from .players import Match
+from .records import file_of, read_record, table, write_record
+from .run_record import run_records, state_of
 from .run_setup import prepare
-from .tasks import OURS, TASKS, listing, match_of, record_rows, rows_of
+from simulus_nb.tasks import (
+    OURS, TASKS, listing, match_of, outdated, record_rows, rows_of
+)
 
 # %% ../nbs/H_cli.ipynb #c023le2
 @dataclass(frozen=True)
@@ -577,21 +581,38 @@ class BaselinesCommand:
     episodes: int = field(default=100, metadata=dict(help="of each evaluation", low=1))
     out: Path = field(default=Path("runs/baselines"), metadata=dict(
         help="folder of the records, one file for each player"))
+    env_options: dict[str, Any] = field(default_factory=dict, metadata=dict(
+        help="keyword arguments of the environment"))
+    obs_kinds: dict[str, str] = field(default_factory=dict, metadata=dict(
+        help="how to read an observation key, as in train"))
 
     @property
     def config(self) -> Config:
         "The settings of a run in this world."
         check_ranges(self)
-        config = replace(preset(preset_for(self.env)), env=self.env, seed=self.seed)
+        config = replace(preset(preset_for(self.env)), env=self.env, seed=self.seed,
+                         env_options=self.env_options, obs_kinds=self.obs_kinds)
         return config if self.steps is None else config.for_steps(self.steps)
+
+    def check(self, players: Sequence[str], match: Match) -> None:
+        "Raise, before anything is played, if a player cannot play or its file cannot be written."
+        for name in players:
+            check_player(name, match)
+            path = self.out / file_of(match.env, name, match.seed)
+            if path.exists() and outdated(read_record(path), plan(name, match)):
+                raise UserError(f"{path} was made with other settings and would be lost: choose "
+                                "another folder with --out, or remove it")
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            (probe := own_name(self.out)).touch()
+            probe.unlink()
 
     def run(self, command: str) -> None:
         "Play, print and write; `UserError` before anything is played if somebody cannot."
         match, records = match_of(self.config, makers_of(self.config)), []
         match = replace(match, steps=self.steps or match.steps, episodes=self.episodes)
         players = self.players or who_can(match)
-        for name in players:
-            check_player(name, match)
+        self.check(players, match)
         for name in players:
             records.append(challenge(name, match, command))
             path = write_record(records[-1], self.out)
@@ -615,7 +636,8 @@ class RecordCommand:
         help="one row for each; without it those of the task", low=0))
     out: Path = field(default=Path("runs/records"), metadata=dict(
         help="folder of the records, with one folder for each task"))
-    again: bool = field(default=False, metadata=dict(help="play also what is there"))
+    again: bool = field(default=False, metadata=dict(
+        help="play also what is there; replace the record of another run"))
     list: bool = field(default=False, metadata=dict(
         help="play nothing: say what is there, what is missing, and what is old"))
 
@@ -629,11 +651,17 @@ class RecordCommand:
                 for row in rows_of(name, self.out, self.player, self.seeds)]
         if not rows and not folders:
             raise UserError(f"{', '.join(self.player)} cannot play {', '.join(names or TASKS)}")
+        made = run_records(folders, self.out)
+        states = {path: state_of(path, record) for path, (_, record) in made.items()}
         if self.list:
-            print(listing(rows))
+            lines = [f"{made[path][0].path}: {state}; {path}" for path, state in states.items()]
+            print("\n".join([*lines, *([listing(rows)] if rows else [])]))
             return
-        for folder in folders:
-            record = run_record(folder)
+        for path, state in states.items():
+            if state == "another run's" and not self.again:
+                raise UserError(f"{path} is another run's record and would be lost: choose another "
+                                "folder with --out, or replace it with --again")
+        for folder, record in made.values():
             print(f"{folder.path}: {record.result.mean:.3f}; {write_record(record, self.out)}")
         for row, record in record_rows(rows, makers_of, prepare, self.again):
             lead = f"{row.task:<24}{row.player:<18}seed {row.seed:<4}"
@@ -711,7 +739,9 @@ def read_options(argv: Sequence[str], base: Config):
         Annotated[EvaluateCommand, name("evaluate")], Annotated[DreamCommand, name("dream")],
         Annotated[BenchCommand, name("bench", default=BenchCommand(base))],
         Annotated[DoctorCommand, name("doctor", default=DoctorCommand(base))],
-        Annotated[SuiteCommand, name("suite")], Annotated[BaselinesCommand, name("baselines")],
+        Annotated[SuiteCommand, name("suite")],
+        Annotated[BaselinesCommand, name("baselines", default=BaselinesCommand(
+            tyro.MISSING, env_options=base.env_options))],
         Annotated[RecordCommand, name("record")], Annotated[InspectCommand, name("inspect")],
         Annotated[PlayCommand, name("play")], Annotated[ExportCommand, name("export")],
     ]
@@ -805,6 +835,8 @@ def perform(argv: Sequence[str], kept: list) -> int:
     ):
         kept[:] = [command := parse(argv)]
         if argv[0] in ("train", "bench", "doctor"):             # whose settings they are
+            for line in too_late(command.config):
+                warnings.warn(line, SettingsWarning)
             say_settings()
         asked = getattr(command, "allow_import", False) or ":" in getattr(
             getattr(command, "config", None), "env", ""

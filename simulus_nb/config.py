@@ -7,7 +7,7 @@ __all__ = ['Precision', 'PRESETS', 'FAMILIES', 'CollectConfig', 'VTraining', 'MT
            'check_ranges', 'SettingsWarning', 'check_fit', 'is_json', 'from_older', 'Config', 'flat', 'differences',
            'overlay', 'catch', 'small', 'minigrid', 'minatar', 'control', 'dmc_small', 'craftax_small', 'as_published',
            'in_full', 'core', 'atari100k', 'simulus_a', 'dmc', 'craftax', 'rem', 'atari_smoke', 'preset', 'preset_for',
-           'cost']
+           'cost', 'too_late']
 
 # %% ../nbs/21_config.ipynb #c002
 import dataclasses
@@ -605,3 +605,18 @@ def cost(
         "m_reuse": updates["m"] * m.batch * m.segment / S,
         "c_dreamed": updates["c"] * d.batch * (d.horizon - 1) / S,
     }  # Eq. (21.4)
+
+# %% ../nbs/21_config.ipynb #c044e
+def too_late(c: Config) -> list[str]:
+    "One line each for M and C if the run is over before they learn, by Eqs. (21.1a) and (21.2)."
+    each, d, lines = cost(c)["env_steps"] // c.collecting, c.train_c, []
+    actor = "train_c.start" + " + train_c.critic_first" * (d.critic_first > 0)
+    for name, setting, first, updates in (
+        ("M", "train_m.start", c.train_m.start, c.train_m.steps),
+        ("C", actor, d.start + d.critic_first, d.steps)
+    ):
+        if updates and first >= c.epochs:
+            lines.append(f"{name} never learns: {setting} = {first} comes after the last of "
+                         f"{c.epochs} epochs; give --steps {each * (first - c.learn_on) + 1} or "
+                         f"--epochs {first + 1}, or more")
+    return lines

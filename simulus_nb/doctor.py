@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPILERS', 'TOY', 'TOLERANCE', 'DOING', 'Finding', 'look', 'host_memory', 'device_memory', 'gibibytes', 'machine',
            'extras', 'packages', 'tools', 'weights', 'toy_losses', 'self_check', 'check_finding', 'memory_finding',
-           'run_estimate', 'Visit', 'examine', 'report_text', 'too_large']
+           'run_estimate', 'try_out', 'Visit', 'examine', 'report_text', 'too_large']
 
 # %% ../nbs/G_doctor.ipynb #c002
 import contextlib
@@ -26,7 +26,10 @@ from torch import Tensor
 from .accelerate import has_bfloat16, has_tf32, pick_precision
 from .agent import pick_device
 from .bench import duration, product_rate
+from .border import WorldError
+from .collect import Collector
 from .config import Config, preset
+from .evaluate import RandomAgent
 from .imagination import Dream, imagine
 from .learner import Learner, update
 from .loop import collect, make_agent, tokenise
@@ -37,8 +40,9 @@ from simulus_nb.rehearsal import (
     peak_bytes, size_text, stored_seconds
 )
 from .replay import Segment
-from .run_setup import as_graphs, infer_specs, make_learner, prepare
+from .run_setup import as_graphs, env_maker, infer_specs, make_learner, prepare
 from .spaces import ActionSpec, ObsSpec, UserError
+from .validation import reason
 
 
 # %% ../nbs/G_doctor.ipynb #c018
@@ -55,8 +59,11 @@ def look(topic: str, work: Callable[[], Finding]) -> Finding:
     try:
         return work()
     except UserError as e:
-        return Finding(topic, "missing", " ".join(str(e).split()))
-    except Exception as e:  # whatever a broken installation raises
+        how = "fails" if isinstance(e, WorldError) else "missing"
+        return Finding(topic, how, " ".join(str(e).split()))
+    except Exception as e:  # whatever a world or a broken installation raises
+        if place := getattr(e, "of_world", None):
+            return Finding(topic, "fails", f"mend the world {place}: {reason(e)}")
         why = " ".join(str(e).split())[:200]
         return Finding(topic, f"unknown ({type(e).__name__}: {why})")
 
@@ -259,6 +266,13 @@ def run_estimate(
     return seconds, f"{how}; simulus-nb bench measures it"
 
 # %% ../nbs/G_doctor.ipynb #c025a
+def try_out(config: Config, specs: tuple[ObsSpec, ActionSpec], steps: int = 20) -> int:
+    "Play some steps at random, behind the border of training; how many rows that gives."
+    draw = torch.Generator().manual_seed(config.seed)
+    player = Collector([env_maker(config, training=True)], *specs, config.seed)
+    with contextlib.closing(player):
+        return len(player.collect(RandomAgent(*specs).policy(1, generator=draw), steps)[0][0])
+
 class Visit:
     "What `examine` learns on its way from one question to the next."
 
@@ -278,9 +292,10 @@ class Visit:
         return Finding("device", f"{self.device}, products in {self.precision}")
 
     def see_world(self) -> Finding:
-        "Whether the world opens."
+        "Whether the world opens, and shows and pays what it may."
         self.specs = infer_specs(self.config)
         self.pictures = any(m.kind == "image" for m in self.specs[0].modalities)
+        try_out(self.config, self.specs)
         return Finding("world", f"{self.config.env} opens")
 
     def see_memory(self) -> Finding:

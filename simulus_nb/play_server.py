@@ -9,6 +9,7 @@ __all__ = ['PATIENCE', 'LONGEST_BODY', 'LOCAL', 'JSON', 'HTML', 'POLICY', 'Seat'
 # continued by ../nbs/32_play.ipynb
 
 # %% ../nbs/32_play.ipynb #c026
+import errno
 import json
 import secrets
 import threading
@@ -182,8 +183,9 @@ class PlayServer(ThreadingHTTPServer):
         except OverflowError:
             raise UserError(f"port must be from 0 to 65535, not {port}") from None
         except OSError as e:
+            option = "--port" if e.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
             raise UserError(f"cannot listen on {host}, port {port}: {e.strerror or e}; "
-                            "choose another with --port") from None
+                            f"choose another with {option}") from None
 
     @property
     def address(self) -> str:

@@ -12,7 +12,9 @@ __all__ = ['EXTRAS', 'needs_extra', 'import_extra', 'find_env', 'maker', 'check_
 import difflib
 import importlib
 import inspect
+import os
 import re
+import sys
 import textwrap
 import traceback
 import warnings
@@ -22,7 +24,7 @@ from dataclasses import replace
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from .border import Border, WorldCode, shown
+from .border import Border, WorldCode, shown, working_folder
 from .ids import registered
 from .spaces import UserError
 
@@ -74,7 +76,30 @@ def _import(module: str, env_id: str):
         with WorldCode(env_id, f"while importing {module}"):
             return importlib.import_module(module)
     except ModuleNotFoundError as e:
+        if module.endswith(".py"):
+            raise UserError(
+                f"{env_id}: leave out .py, the module is called {module[:-3]}") from None
+        if needs_extra(env_id) is None and f"{module}.".startswith(f"{e.name}."):
+            raise UserError(f"{env_id}: neither the current folder nor Python has a module {e.name}"
+                            f": go to the folder of {e.name}.py, or install it") from None
         raise _missing(env_id, ImportError(f"{e}, while importing {module}")) from None
+
+def _wrong_module(module: str) -> str | None:
+    "What to do if this is no module, or one of another place has its name; None: nothing is known."
+    if "/" in module or "\\" in module:
+        return f"{module} is a path: go to that folder and give the name of the module alone"
+    if not _is_module(module):
+        if not re.fullmatch(r"[\w. -]+", module):
+            return None
+        better = re.sub(r"\W+", "_", module).strip("_")
+        return f"{module!r} cannot be a module's name: rename its file, perhaps {better}.py"
+    here, found = working_folder(), getattr(sys.modules.get(module), "__file__", None)
+    mine = here and os.path.join(here, *module.split("."))
+    if not mine or not (os.path.isfile(f"{mine}.py") or os.path.isdir(mine)):
+        return None
+    if found and os.path.realpath(found).startswith(os.path.realpath(mine)):
+        return None
+    return f"{module} is {found or 'part of Python'}, not the one of this folder: rename yours"
 
 # %% ../nbs/A_worlds.ipynb #c037ev1
 def find_env(env_id: str) -> EnvSpec:
@@ -93,6 +118,7 @@ def find_env(env_id: str) -> EnvSpec:
     hint = ("ids look like CartPole-v1, ALE/Pong-v5 or module:MyWorld-v0; "
             "`gymnasium.pprint_registry()` lists what is installed")
     hint = f"did you mean {' or '.join(close)}?" if close else hint
+    hint = _wrong_module(module) or hint
     raise UserError(f"there is no environment {textwrap.shorten(repr(env_id), 100)}: {hint}")
 
 # %% ../nbs/A_worlds.ipynb #c037w1

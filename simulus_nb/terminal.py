@@ -60,8 +60,8 @@ def announce(trainer: Trainer) -> str:
             f"updates: {', '.join(parts)}; evaluations: {interim}{final}; "
             f"everything goes to {trainer.folder.path}{done}")
 
-def how_to_resume(folder: RunFolder) -> str:
-    "What to do after an interruption."
+def how_to_resume(folder: RunFolder, env: str) -> str:
+    "What to do after an interruption of a run in that world."
     where = (
         "continue from the last checkpoint with"
         if has_saves(folder.checkpoint)
@@ -73,7 +73,8 @@ def how_to_resume(folder: RunFolder) -> str:
         else f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', processes())} -m "
              "simulus_nb.cli"
     )
-    return f"{where}: {program} train --resume --out {shlex.quote(str(folder.path))}"
+    consent = " --allow-import" if ":" in env else ""           # the world's module has to run
+    return f"{where}: {program} train --resume --out {shlex.quote(str(folder.path))}{consent}"
 
 # %% ../nbs/H_cli.ipynb #c012
 def score_text(env: str, result: Evaluation) -> str:
@@ -267,13 +268,14 @@ def ending(
             f"{DISK.get(lost.errno, 'give it another place')}"
         )
         return 2
+    then = f"; {error.then}" if hasattr(error, "then") else ""
     if isinstance(error, UserError):
-        complain(str(error), error)
+        full = any(os.strerror(n) in str(error) for n in (errno.ENOSPC, errno.EDQUOT))
+        complain(f"{error}{f'; {DISK[errno.ENOSPC]}' if full else ''}{then}", error)
         return 2
     if isinstance(error, KeyboardInterrupt):
         complain(f"interrupted; {error}" if str(error) else "interrupted", error)
         return 130
-    then = f"; {error.then}" if hasattr(error, "then") else ""
     if world := getattr(error, "of_world", None):
         if not getattr(error, "told", False):
             traceback.print_exception(error)
@@ -295,10 +297,10 @@ def ending(
 def warned(argv: Sequence[str]) -> Iterator[Callable]:
     """Inside, our warnings are lines like our complaints; those about settings wait for the call of
     what it gives."""
-    settings = set()
+    settings = {}
     def show(text, kind, *where):
         if issubclass(kind, SettingsWarning):
-            settings.add(str(text))  # said once
+            settings[str(text)] = None                          # said once
         elif issubclass(kind, (CheckpointWarning, WorldWarning)):
             complain(str(text))
         else:

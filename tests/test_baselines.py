@@ -22,7 +22,7 @@ from simulus_nb.search import linear_player
 from simulus_nb.records import (
     Record, file_of, interval, lead, learnt, plot, read_record, student, table, write_record
 )
-from simulus_nb.cli import main
+from simulus_nb.cli import main, parse
 from simulus_nb.catch import CATCH
 from simulus_nb.envs import make_env
 from simulus_nb.spaces import ObsSpec, UserError
@@ -288,6 +288,51 @@ def test_the_command_writes_a_record_for_each_player(capsys, tmp_path):
     assert [r.player for r in records] == ["constant", "rule"] and records[0].seed == 3
     assert records[1].returns == (1.0,) * 10 and table(records) in capsys.readouterr().out
     assert records[0].command.startswith("simulus-nb baselines --env")
+
+
+def test_no_result_is_lost(capsys, tmp_path, monkeypatch):
+    "A folder that cannot be written, or a file of other settings, is refused before anybody plays."
+    line = f"baselines --env {CATCH} --players constant rule --episodes 5 --out".split()
+    (tmp_path / "file").write_text("x")
+    assert main([*line, str(tmp_path / "out"), "--steps", "300"]) == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr("simulus_nb.cli.challenge", lambda *a: pytest.fail("somebody has played"))
+    capsys.readouterr()
+    for out, steps, said in (("file", 300, "cannot write"), ("out", 400, "with other settings")):
+        assert main([*line, str(tmp_path / out), "--steps", str(steps)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and "choose another folder" in error and error.count("\n") == 1
+    assert {p: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    monkeypatch.undo()
+    assert main([*line, str(tmp_path / "out"), "--steps", "300"]) == 0          # the same again
+
+
+class Talks(Prefers):
+    "Says something beside what it shows."
+    def __init__(self, render_mode=None, extra=0):
+        super().__init__(gs.Discrete(2), 1)
+        self.observation_space = gs.Dict(say=gs.Text(5), x=gs.Box(0, 1 + extra, (1,)))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"say": "hello", "x": np.ones(1, np.float32)}, {}
+
+    def step(self, action):
+        return {"say": "hello", "x": np.ones(1, np.float32)}, *super().step(action)[1:]
+
+
+def test_opponents_get_the_world_of_the_run(capsys, tmp_path):
+    "With its options and its kinds of observations; without any, those of the preset."
+    gymnasium.register("simulus-test/Talks-v0", Talks, max_episode_steps=5)
+    line = ["baselines", "--env", "simulus-test/Talks-v0", "--players", "constant", "--episodes",
+            "2", "--out", str(tmp_path)]
+    assert main(line) == 2 and "(--obs-kinds 'say' drop)" in capsys.readouterr().err
+    assert main([*line, "--obs-kinds", "say", "drop", "--env-options", '{"extra": 1}']) == 0
+    record = read_record(next(tmp_path.iterdir()))
+    assert record.settings["obs_kinds"] == {"say": "drop"}
+    assert record.settings["env_options"] == {"extra": 1}
+    options = lambda *words: parse(["baselines", "--env", "Pendulum-v1", *words]).config.env_options
+    assert options() == {"action_repeat": 2} and options("--env-options", "{}") == {}
 
 
 def test_who_can_play_where():

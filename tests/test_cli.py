@@ -460,6 +460,42 @@ def test_bench_compares(capsys):
     assert all(f["config"]["precision"] == name for name, f in found.items())
 
 
+def test_records_of_runs_do_not_replace_each_other(run, tmp_path, capsys, quick):
+    line = ["train", "--out", "longer", "--epochs", "3", *TINY]
+    assert main(line) == 0
+    Path("longer/manifest.json").write_text((run / "manifest.json").read_text())
+    RunFolder("longer").write(
+        Path("longer/evaluation.json"), Evaluation((1.0, 0.5), (9, 9)).to_json())
+    kept = tmp_path / "out" / "simulus-Catch-v0-ours-seed0.json"
+    capsys.readouterr()
+    assert main(["record", str(run), "longer", "--out", "out"]) == 2 and not kept.exists()
+    assert "and longer would both become out/" in capsys.readouterr().err
+    assert main(["record", str(run), "--out", "out", "--list"]) == 0
+    assert f"{run}: missing; out/" in capsys.readouterr().out
+    assert main(["record", str(run), "--out", "out"]) == 0
+    before = kept.read_bytes()
+    assert main(["record", "longer", "--out", "out"]) == 2 and kept.read_bytes() == before
+    error = capsys.readouterr().err
+    assert "another run's record" in error and "--again" in error and error.count("\n") == 1
+    assert main(["record", str(run), "longer", "--out", "out", "--list"]) == 2      # as to record
+    for name, state in ((str(run), "there"), ("longer", "another run's")):
+        capsys.readouterr()
+        assert main(["record", name, "--out", "out", "--list"]) == 0
+        assert capsys.readouterr().out.startswith(f"{name}: {state}; out/")
+    assert main(["record", "longer", "--out", "out", "--again"]) == 0
+    assert kept.read_bytes() != before
+
+
+def test_a_run_that_never_learns_is_told(quick, capsys):
+    late = [*TINY, "--train-c.start", "3", "--train-m.start", "1"]
+    assert main(["train", "--out", "r", "--steps", "31", *late]) == 0
+    assert capsys.readouterr().err == (
+        "simulus-nb: C never learns: train_c.start = 3 comes after the last of 2 epochs; "
+        "give --steps 91 or --epochs 4, or more\n")
+    assert main(["train", "--out", "enough", "--steps", "91", *late]) == 0
+    assert capsys.readouterr().err == "" and metrics("enough")[-1]["c/critic"]
+
+
 # mistakes
 
 def fails(argv, words, capsys):

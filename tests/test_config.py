@@ -3,6 +3,7 @@ names its field."""
 import dataclasses
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from simulus_nb.config import (
     PRESETS, CollectConfig, Config, CTraining, MTraining, atari100k, catch, check_fit, check_ranges,
-    core, cost, differences, flat, is_json, overlay, preset, preset_for, rem
+    core, cost, differences, flat, is_json, overlay, preset, preset_for, rem, too_late
 )
 from simulus_nb.curiosity import CuriosityConfig
 from simulus_nb.retnet import head_decays
@@ -42,6 +43,24 @@ def test_presets_are_valid_and_survive_json(name):
     assert again == config and json.dumps(again.to_json()) == text
     # tuples are tuples again
     assert all(type(a) is type(b) for a, b in zip(flat(again).values(), flat(config).values()))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("part", ["m", "c"])
+def test_a_run_that_is_over_too_early_is_told_the_least_that_is_enough(name, part):
+    base = preset(name)
+    start = getattr(base, f"train_{part}").start + (base.train_c.critic_first if part == "c" else 0)
+    for epochs in {base.learn_on + 1, max(start, base.learn_on + 1), max(start, base.learn_on) + 1}:
+        config = base.change({"epochs": epochs})
+        said = [line for line in too_late(config) if line.startswith(part.upper())]
+        assert bool(said) == (epochs <= start)
+        if said:
+            steps, enough = map(int, re.findall(r"--(?:steps|epochs) (\d+)", said[0]))
+            assert config.for_steps(steps).epochs == enough == start + 1
+            assert config.for_steps(steps - 1).epochs == start
+    assert not too_late(base)
+    assert not too_late(base.change({"epochs": base.learn_on + 1, "train_m.steps": 0,
+                                     "train_c.steps": 0}))
 
 
 PUBLISHED = ("core", "atari100k", "rem", "dmc", "craftax")

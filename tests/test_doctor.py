@@ -5,8 +5,10 @@ import os
 from itertools import accumulate
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
+from gymnasium import spaces as gs
 from torch.profiler import ProfilerActivity, profile
 
 from simulus_nb import doctor
@@ -337,6 +339,44 @@ def test_what_is_missing_is_exit_code_one(options, words, capsys, monkeypatch, c
     assert main(["doctor", *WORDS, *options]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("verdict     first: ") and words in last
+
+
+class Odd(gymnasium.Env):
+    "Shows a category that it has not, gives no number, or raises."
+    observation_space, action_space = gs.Discrete(3), gs.Discrete(2)
+
+    def __init__(self, fault="", render_mode=None):
+        self.fault = fault
+        if fault == "made":
+            raise OSError("no simulator")
+
+    def reset(self, *, seed=None, options=None):
+        return 3 if self.fault == "reset" else 2, {}
+
+    def step(self, action):
+        if self.fault == "step":
+            raise ValueError("the simulator is gone")
+        return 1, float("nan") if self.fault == "reward" else 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    "fault,words",
+    [
+        ("", "ready"), ("reset", "gave 3 in reset()"), ("reward", "gave the reward nan"),
+        ("step", "mend the world simulus-test/Odd-v0 failed in step(): ValueError: the simulator"),
+        ("made", "mend the world simulus-test/Odd-v0 failed in __init__(): OSError: no simulator"),
+    ],
+)
+def test_the_world_is_tried_out(fault, words, capsys, monkeypatch, counted):
+    "As training plays it: what would end a run in its first steps is found."
+    monkeypatch.setattr(doctor, "needs", lambda *_: counted)
+    gymnasium.register("simulus-test/Odd-v0", Odd)
+    options = json.dumps({"fault": fault})
+    done = main(["doctor", *WORDS, "--env", "simulus-test/Odd-v0", "--env-options", options])
+    lines = capsys.readouterr().out.splitlines()
+    assert words in lines[-1] and done == (1 if fault else 0)
+    says = "fails" if fault else "simulus-test/Odd-v0 opens"
+    assert f"{'world':<12}{says}" in lines
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -23,7 +23,7 @@ from simulus_nb.cli import EvaluateCommand, given_path, main, parse, typed
 from simulus_nb.config import catch, flat
 from simulus_nb.doctor import too_large
 from simulus_nb.files import ran_out, write_atomic, writing
-from simulus_nb.loop import STAGES
+from simulus_nb.loop import STAGES, Diverged
 from simulus_nb.rehearsal import Need, memory_shares, size_text
 from simulus_nb.replay import row_bytes
 from simulus_nb.run_folder import RunFolder, default_folder
@@ -170,6 +170,47 @@ def test_a_run_that_its_world_ended_goes_on(capsys, quick):
         "continue from the last checkpoint with: simulus-nb train --resume --out r"
     )
     assert main(["train", "--resume", "--out", "r"]) == 0 and len(RunFolder("r").history()) == 2
+
+
+def resume_words(said):
+    "The words of the command that goes on, which is the end of what is said."
+    return shlex.split(said.strip().rpartition("with: simulus-nb ")[2])
+
+
+@pytest.mark.parametrize(
+    "error,words",
+    [
+        (UserError("the world gave the reward nan"), "the reward nan; continue from"),
+        (UserError("cannot write a checkpoint in r: No space left on device (os error 28); earlier "
+                   "checkpoints are untouched"), "untouched; free some space; continue from"),
+        (Diverged("its weights are not finite. Begin a new run"), ""),
+    ],
+    ids=["world", "disk", "diverged"],
+)
+def test_a_mistake_in_the_middle_says_how_to_go_on(error, words, monkeypatch, capsys, quick):
+    "Unless going on would come to the same."
+    learn = STAGES["c"]
+    def fail(state):
+        if state.epoch == 1:
+            raise error
+        return learn(state)
+    monkeypatch.setitem(STAGES, "c", fail)
+    assert main(["train", "--out", "r", *TINY]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+    if not words:
+        assert said.endswith("Begin a new run\n")
+        return
+    monkeypatch.setitem(STAGES, "c", learn)
+    assert main(resume_words(said)) == 0 and len(RunFolder("r").history()) == 2
+
+
+def test_nothing_to_go_on_from_is_not_offered(monkeypatch, capsys, quick):
+    def fail(state):
+        raise UserError("a mistake")
+    monkeypatch.setitem(STAGES, "c", fail)
+    assert main(["train", "--out", "r", *TINY]) == 2
+    assert capsys.readouterr().err == "simulus-nb: a mistake\n"
 
 
 # streams
@@ -601,6 +642,21 @@ def test_a_module_that_only_a_file_names(line, consent, gift, capsys):
     assert gift.read_text() == "" and "gift_world" not in sys.modules
     assert main([*line.split(), *consent.split()]) == 0 and gift.read_text() == "imported "
     assert sys.path == path
+
+
+@pytest.mark.parametrize("save_every", ["1", "9"])
+def test_the_command_that_goes_on_has_the_consent(save_every, gift, monkeypatch, capsys):
+    learn = STAGES["c"]
+    def stop(state):
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+        return learn(state)
+    monkeypatch.setitem(STAGES, "c", stop)
+    line = ["train", "--env", "gift_world:simulus-test/Gift-v0", "--out", "s", *TINY]
+    assert main([*line, "--save-every", save_every]) == 130
+    monkeypatch.setitem(STAGES, "c", learn)
+    sys.modules.pop("gift_world"), gymnasium.registry.pop("simulus-test/Gift-v0")
+    assert main(resume_words(capsys.readouterr().err)) == 0 and len(RunFolder("s").history()) == 2
 
 
 def test_consent_in_python(gift):

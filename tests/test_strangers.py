@@ -1,6 +1,8 @@
 """Ids, options and pictures as strangers give them: each works, or is refused in one line that says
 what to do."""
+import json
 import re
+import sys
 from importlib.util import find_spec
 
 import gymnasium
@@ -268,6 +270,36 @@ def test_a_registration_that_leads_nowhere(place):
     assert message.startswith("S/Gone-v0") and place.partition(":")[0] in message
 
 
+@pytest.mark.parametrize(
+    "env_id,file,says",
+    [
+        ("json:Mine-v0", "json.py", f"json is {json.__file__}, not the one of this folder: rename"),
+        ("json:Mine-v0", "json/__init__.py", f"json is {json.__file__}, not the one of this"),
+        ("time:Mine-v0", "time.py", "time is part of Python, not the one of this folder: rename"),
+        ("json:#####", "other.py", "gymnasium.pprint_registry"),
+        ("stranger_here:#####", "stranger_here.py", "gymnasium.pprint_registry"),
+        ("my-world:Mine-v0", "my-world.py", "cannot be a module's name: rename its file, perhaps "
+         "my_world.py"),
+        ("sub/mine:Mine-v0", "sub/mine.py", "sub/mine is a path: go to that folder"),
+        ("stranger_py.py:Mine-v0", "stranger_py.py", "leave out .py, the module is called stranger_"
+         "py"),
+        ("stranger_none.py:Mine-v0", "other.py", "leave out .py"),
+        ("stranger_none.a:Mine-v0", "other.py", "nor Python has a module stranger_none: go to the "
+         "folder of stranger_none.py, or install it"),
+    ],
+)
+def test_a_module_of_another_name_or_place(env_id, file, says, tmp_path, monkeypatch):
+    "One line that says which file was read, or what to call it."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])        # as the command does
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("")
+    message = refusal(find_env, env_id)
+    assert env_id in message and says in message and "Qbert" not in message
+    for name in ("stranger_here", "stranger_py"):
+        sys.modules.pop(name, None)
+
+
 def test_a_module_that_fails_is_told_from_one_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for name, text in {
@@ -275,14 +307,14 @@ def test_a_module_that_fails_is_told_from_one_that_is_missing(tmp_path, monkeypa
         "divides": "1 / 0", "broken": "def ("
     }.items():
         (tmp_path / f"stranger_{name}.py").write_text(text)
-    for env_id in ("stranger_missing:X-v0", "stranger_needs_more:X-v0"):
-        message = refusal(make_env, env_id)
-        assert (
-            env_id in message
-            and "that is not installed" in message
-            and message.endswith(f"while importing {env_id[:-5]})")
-        )
-    assert "not_there_at_all" in message
+    message = refusal(make_env, "stranger_missing:X-v0")
+    assert "neither the current folder nor Python has a module stranger_missing: " in message
+    message = refusal(make_env, "stranger_needs_more:X-v0")
+    assert (
+        "stranger_needs_more:X-v0 needs a package that is not installed" in message
+        and "not_there_at_all" in message
+        and message.endswith("while importing stranger_needs_more)")
+    )
     for name, kind in {
         "old_name": ImportError, "divides": ZeroDivisionError, "broken": SyntaxError
     }.items():
