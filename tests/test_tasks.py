@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from simulus_nb import tasks
@@ -272,17 +273,25 @@ def test_goals(change, met):
 
 
 def test_who_is_ahead_is_in_bold_also_if_it_is_not_ours(small, tmp_path):
+    "And nobody is where the seeds do not agree: Eq. (33.4)."
     match = match_of(small.config(), makers_of(small.config()))
-    random = challenge("random", match)
     line = lambda: next(x for x in overview(tmp_path).splitlines() if x.startswith("| catch, "))
-    write_record(random, tmp_path / "catch")
+    random = [challenge("random", replace(match, seed=s)) for s in SEEDS[:3]]
+    for record in random:
+        write_record(record, tmp_path / "catch")
     rows = len(SEEDS) * len(TASKS["catch"].players)
-    assert "**" not in line() and f"1 of {rows}" in line()      # nobody to be ahead of
-    for gain, ours in ((-0.5, False), (0.5, True)):
-        returns = tuple(x + gain for x in random.returns)
-        write_record(replace(random, player="ours", returns=returns), tmp_path / "catch")
-        assert line().split(" | ")[1].startswith("**") == ours and line().count("**") == 2
-        assert "1 made with earlier settings" in line() and "open" in line()
+    assert "**" not in line() and f"3 of {rows}" in line()      # nobody to be ahead of
+    for gains, ours in (((-0.5, -0.6, -0.4), False), ((0.5, 0.6, 0.4), True),
+                        ((0.9, 0.1, -0.2), None)):
+        for record, gain in zip(random, gains):
+            returns = tuple(x + gain for x in record.returns)
+            write_record(replace(record, player="ours", returns=returns), tmp_path / "catch")
+        cells = line().split(" | ")
+        assert line().count("**") == (0 if ours is None else 2)
+        assert cells[1].startswith("**") == (ours is True) and cells[2].startswith("**") == (
+            ours is False)
+        assert cells[4].startswith(f"{np.mean(gains):.2f} ± ")
+        assert "3 made with earlier settings" in line() and "open" in line()
 
 
 def test_a_row_is_replaced_as_a_whole(small, tmp_path):
