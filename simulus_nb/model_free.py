@@ -68,7 +68,8 @@ PUBLISHED: dict[str, dict[str, tuple[dict, str]]] = {   # algorithm: {id's begin
 ELSEWHERE = {"dqn": dict(learning_rate=1e-3), "ppo": {
     **PUBLISHED["ppo"]["CartPole-"][0], "learning_rate": 1e-3, "clip_range": 0.2}}
 
-SHORT = {"ppo": ("CartPole-", "Acrobot-", "MiniGrid-")}     # where these do better in our budgets
+SHORT = {"dqn": ("Acrobot-",),              # where these do better in our budgets
+         "ppo": ("CartPole-", "Acrobot-", "MiniGrid-")}
 OWN = {"dqn": {"MiniGrid-": dict(           # found there, on seeds 1 to 3
     learning_rate=5e-4, gamma=0.97, exploration_fraction=0.5, exploration_final_eps=0.1)}}
 WINDOW = {"frame_stack": 32}                # observations in view where remembering is the task
