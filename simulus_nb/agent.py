@@ -242,8 +242,7 @@ class Agent(Components):
         """The agent of a checkpoint folder or of a run folder, ready to act: Eq. (20.7).
 
         `which` is last or, of a run with interim evaluations, best."""
-        device = pick_device(device)
-        tensors, meta = read_agent(folder, device, which, check)
+        tensors, meta = read_agent(folder, device := pick_device(device), which, check)
         agent = cls.described(meta)
         load_module(agent, tensors, "agent")                 # Eq. (20.7)
         return agent.to(device).eval()

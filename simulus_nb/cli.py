@@ -184,7 +184,6 @@ class TrainCommand:
             folder, load=read_agent) and folder.logged(self.config.epochs)
         result = from_first(lambda: folder.result(self.config.epochs) if finished() else None)
         say = print if rank() == 0 else lambda *args, **kwargs: None
-        go_on = lambda: how_to_resume(folder, env)
         try:
             with together():
                 if result is None:
@@ -199,16 +198,16 @@ class TrainCommand:
                     result = trainer.train().result
             say(summary(folder, env, result))
         except Stopped:
-            say(f"stopped; {go_on()}")
+            say(f"stopped; {how_to_resume(folder, env)}")
         except LostError as e:
-            e.args = (f"{e}; {go_on()}",)
+            e.args = (f"{e}; {how_to_resume(folder, env)}",)
             raise
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(go_on()) from None
+            raise KeyboardInterrupt(how_to_resume(folder, env)) from None
         except Exception as e:                                  # for the one line about it
             e.stage = (trainer.cursor.stage or "evaluation") if trainer else ""
             if trainer and has_saves(folder.checkpoint) and not isinstance(e, Diverged):
-                e.then = go_on()                                # what diverged would do so again
+                e.then = how_to_resume(folder, env)             # what diverged would do so again
             raise
 
 # %% ../nbs/H_cli.ipynb #c015

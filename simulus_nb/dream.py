@@ -164,6 +164,14 @@ class Dreams(VectorEnv):
         dreams as info."""
         return _renewed(self)
 
+# %% ../nbs/30_dream.ipynb #c056r
+def _one_each(agent: Agent, actions, n: int) -> Tensor:
+    "Tokens (n, K_a) of one action for each dream; `UserError` for another number of them."
+    tokens = agent.action_spec.encode(actions)
+    if len(tokens) != n:
+        raise UserError(f"actions: {len(tokens)} rows, this DreamEnv has {n} dreams")
+    return torch.as_tensor(tokens, device=agent.device)
+
 # %% ../nbs/30_dream.ipynb #c057
 class DreamEnv(Dreams):
     """The world model as a Gymnasium environment: `num_envs` dreams side by side, each begun in a
@@ -213,12 +221,7 @@ class DreamEnv(Dreams):
                 f'dreams {np.flatnonzero(late).tolist()} have ended: reset(options={{"reset_mask": '
                 f'mask}}) before the next step'
             )
-        tokens = self.agent.action_spec.encode(actions)
-        if len(tokens) != self.num_envs:
-            raise UserError(
-                f"actions: {len(tokens)} rows, this DreamEnv has {self.num_envs} dreams"
-            )
-        action = torch.as_tensor(tokens, device=self.agent.device)
+        action = _one_each(self.agent, actions, self.num_envs)
         # Eq. (30.10)
         self.z, reward, done, self.memory = dream_step(
             self.agent.world_model, self.z, action, self.memory, self.generator

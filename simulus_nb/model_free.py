@@ -65,6 +65,7 @@ PUBLISHED: dict[str, dict[str, tuple[dict, str]]] = {   # algorithm: {id's begin
     "sac": {"Pendulum-": (dict(learning_rate=1e-3), ZOO)},
 }
 
+# %% ../nbs/33_baselines.ipynb #c025lf
 ELSEWHERE = {"dqn": dict(learning_rate=1e-3), "ppo": {
     **PUBLISHED["ppo"]["CartPole-"][0], "learning_rate": 1e-3, "clip_range": 0.2}}
 

@@ -226,7 +226,7 @@ def draw_player(ax: Axes, mine: Sequence[Record], colour: str, dashes: Any) -> N
         ax.plot(steps, middle, color=colour, lw=1.5)
     if steps and len(mine) > 2:                 # of two seeds it is too wide to be drawn
         ax.fill_between(steps, middle - wide, middle + wide, color=colour, alpha=0.15, lw=0)
-    error = None if np.isnan(half) else half
+    error = half if len(mine) > 2 else None
     ax.errorbar(max(r.steps for r in mine), mean, error, fmt="o", ms=4, color=colour, label=label)
 
 def draw(ax: Axes, records: Sequence[Record], title: str = "") -> None:

@@ -95,6 +95,35 @@ def _writable(path: Path) -> Iterator[None]:
             "choose another folder with --out"
         ) from None
 
+# %% ../nbs/D_runs.ipynb #c017p0
+def _check_free(run: "RunFolder") -> None:
+    "Raise a `UserError` if a run that began here would write over something."
+    if is_run(run.path):
+        raise UserError(
+            f"{run.path} already holds a run: continue it with --resume, "
+            "or choose another folder with --out"
+        )
+    if run.config.exists():
+        raise UserError(
+            f"{run.config} is damaged, or no run's: choose another folder with --out"
+        )
+    files = (run.metrics, run.manifest, run.evaluation, run.best)
+    folders = (run.checkpoint, run.collected, run.media)     # empty ones are no obstacle
+    there = [p for p in files if p.exists()]
+    there += [p for p in folders if p.is_file() or any(p.glob("*"))]
+    there += run.path.glob("events.out.*")
+    if there:
+        raise UserError(
+            f"{run.path} holds {', '.join(p.name for p in there)}, but no config.json of a "
+            "run: choose another folder with --out"
+        )
+
+def _is_logged(path: Path, epochs: int) -> bool:
+    "Whether a run's `metrics.jsonl` holds so many epochs."
+    with suppress(UserError):
+        return len(_history_in(path, None)) == epochs
+    return False
+
 # %% ../nbs/D_runs.ipynb #c017p1
 class RunFolder:
     "The files of a run, and who may write them."
@@ -130,25 +159,7 @@ class RunFolder:
 
     def check_free(self) -> None:
         "Raise a `UserError` if a run that began here would write over something."
-        if is_run(self.path):
-            raise UserError(
-                f"{self.path} already holds a run: continue it with --resume, "
-                "or choose another folder with --out"
-            )
-        if self.config.exists():
-            raise UserError(
-                f"{self.config} is damaged, or no run's: choose another folder with --out"
-            )
-        files = (self.metrics, self.manifest, self.evaluation, self.best)
-        folders = (self.checkpoint, self.collected, self.media)     # empty ones are no obstacle
-        there = [p for p in files if p.exists()]
-        there += [p for p in folders if p.is_file() or any(p.glob("*"))]
-        there += self.path.glob("events.out.*")
-        if there:
-            raise UserError(
-                f"{self.path} holds {', '.join(p.name for p in there)}, but no config.json of a "
-                "run: choose another folder with --out"
-            )
+        _check_free(self)
 
     def create(self, config: Config) -> None:
         "Begin a run in a folder where nothing is in its way."
@@ -172,9 +183,7 @@ class RunFolder:
 
     def logged(self, epochs: int) -> bool:
         "Whether `metrics.jsonl` holds so many epochs."
-        with suppress(UserError):
-            return len(self.history()) == epochs
-        return False
+        return _is_logged(self.metrics, epochs)
 
     def result(self, epochs: int) -> Evaluation | None:
         """The final evaluation, if the run is finished after `epochs` epochs: the manifest is the
