@@ -9,8 +9,6 @@ __all__ = ['seen', 'outputs', 'linear_player', 'episode', 'search_player']
 # continued by ../nbs/33_baselines.ipynb
 
 # %% ../nbs/33_baselines.ipynb #s002rs
-from collections.abc import Callable
-
 import gymnasium
 import numpy as np
 import torch
