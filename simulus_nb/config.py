@@ -613,7 +613,7 @@ def too_late(c: Config) -> list[str]:
     actor = "train_c.start" + " + train_c.critic_first" * (d.critic_first > 0)
     for name, setting, first, updates in (
         ("M", "train_m.start", c.train_m.start, c.train_m.steps),
-        ("C", actor, d.start + d.critic_first, d.steps)
+        ("C's actor" if d.critic_first else "C", actor, d.start + d.critic_first, d.steps)
     ):
         if updates and first >= c.epochs:
             lines.append(f"{name} never learns: {setting} = {first} comes after the last of "

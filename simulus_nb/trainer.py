@@ -228,8 +228,10 @@ def settings_in(
 ) -> Config:
     "The settings of the run that the folder holds, which is ours from then on; or else `config`."
     there = from_first(folder.config.exists)
-    if not (there and resume):
-        from_first(folder.check_free)   # before anything is built
+    if there and not resume:
+        folder.check_free()             # each process says it, before anything is built
+    elif not there:
+        from_first(folder.check_free)
     if there:
         from_first(lambda: folder.own() and None)   # nobody else may write what is read now
     stored = folder.read_config() if there or config is None else config

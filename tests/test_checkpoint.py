@@ -23,7 +23,7 @@ from simulus_nb.checkpoint import (
     unpack_rows
 )
 from simulus_nb.files import (
-    FORMAT, DamagedError, file_digest, manifest_digest, read_manifest, write_atomic
+    FORMAT, DamagedError, file_digest, manifest_digest, own_name, read_manifest, write_atomic
 )
 from simulus_nb.spaces import UserError
 
@@ -137,7 +137,8 @@ def test_groups(tmp_path):
 def test_keeps_two_and_cleans_up(tmp_path):
     for epoch in range(5):
         save_checkpoint(tmp_path, {"w": {"x": torch.tensor(epoch)}}, {"epoch": epoch})
-        (tmp_path / ".partial-left").mkdir()                        # as a killed process leaves it
+        mine = own_name(tmp_path).name.split("-")
+        (tmp_path / "-".join([*mine[:2], "999999999", mine[3]])).mkdir()    # of a killed process
     save_checkpoint(tmp_path, {"w": {"x": torch.tensor(5)}}, {"epoch": 5})
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "LATEST", "save-00000005", "save-00000006"

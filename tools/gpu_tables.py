@@ -43,7 +43,7 @@ sys.path.insert(0, str(ROOT))  # a bare machine has the library's folder, not th
 from simulus_nb.bench import Bench, bench, compare_table, variants
 from simulus_nb.config import Config, preset
 from simulus_nb.files import write_atomic
-from simulus_nb.learner import pick_device
+from simulus_nb.agent import pick_device
 from simulus_nb.run_folder import circumstances
 from simulus_nb.trainer import Trainer
 
