@@ -179,7 +179,7 @@ def constant_player(match: Match, tries: int = 10) -> Found:
         results = [play(match, one, 1, match.seed + 30_000 + len(rounds)) for one in players]
         steps = sum(sum(result.lengths) for result in results)
         if rounds and used + steps > match.steps:
-            break
+            break                                       # nothing of this round is used
         rounds.append([result.mean for result in results])
         used += steps
     means = np.mean(rounds, 0)

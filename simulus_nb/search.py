@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 
 from .evaluate import close_all
-from .model_free import numbers
+from .model_free import Numbers, numbers, whole_numbers
 from .players import Found, Match, Player
 from .spaces import ActionSpec, ObsSpec
 
@@ -42,7 +42,7 @@ def linear_player(
         if isinstance(space, spaces.Box):
             place = torch.sigmoid(torch.from_numpy(y)).numpy().reshape(-1, *space.shape)
             a = space.low + (space.high.astype(float) - space.low) * place
-            return np.round(a) if np.issubdtype(space.dtype, np.integer) else a
+            return np.round(a) if whole_numbers(space) else a
         parts = np.split(y, np.cumsum(spec.nvec)[:-1], 1)
         a = np.stack([part.argmax(1) for part in parts], 1) + spec.start        # Eq. (33.1a)
         return a[:, 0] if isinstance(space, spaces.Discrete) else a.reshape(-1, *space.shape)
@@ -64,8 +64,7 @@ def search_player(match: Match, best: int = 10) -> Found:
     "The best of random linear policies: half of the steps for new ones, half to test the best."
     obs_spec, space = match.specs()
     rng, env, left = np.random.default_rng(match.seed), match.make(True), match.steps
-    like = {m.key: np.zeros((1, *m.shape), np.uint8) for m in obs_spec.modalities}
-    shape = outputs(space), seen(obs_spec, like).shape[1]
+    shape = outputs(space), 1 + int(np.prod(Numbers(env, obs_spec).observation_space.shape))
     tried: list[tuple[Player, list[float]]] = []        # policies, and returns of whole episodes
     def test(player: Player, returns: list[float]) -> None:
         nonlocal left

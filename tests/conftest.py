@@ -37,6 +37,20 @@ def seeded(request):
     random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
 
 
+@pytest.fixture
+def breaks(monkeypatch):
+    "A function: from then on C's stage of the second epoch raises what it is given; None: no more."
+    from simulus_nb.loop import STAGES
+    learn = STAGES["c"]
+    def break_with(error):
+        def stage(state):
+            if state.epoch == 1 and error is not None:
+                raise error
+            return learn(state)
+        monkeypatch.setitem(STAGES, "c", stage)
+    return break_with
+
+
 def pytest_collection_modifyitems(items):
     "Tests marked `gpu` need CUDA."
     if not torch.cuda.is_available():

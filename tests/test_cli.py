@@ -19,7 +19,7 @@ from simulus_nb.agent import Agent
 from simulus_nb.cli import EvaluateCommand, json_object, main, parse, starting_point
 from simulus_nb.config import PRESETS, Config, atari_smoke, catch, differences, flat, preset
 from simulus_nb.evaluate import Evaluation
-from simulus_nb.loop import STAGES, make_agent
+from simulus_nb.loop import make_agent
 from simulus_nb.recorder import Recorder, film_episode
 from simulus_nb.run_folder import RunFolder
 from simulus_nb.run_setup import infer_specs
@@ -313,20 +313,15 @@ def test_settings_without_a_checkpoint_begin_again(run, quick):
         ),
     ],
 )
-def test_interruption(save_every, words, monkeypatch, capsys, quick):
-    learn = STAGES["c"]
-    def stop(state):
-        if state.epoch == 1:
-            raise KeyboardInterrupt
-        return learn(state)
-    monkeypatch.setitem(STAGES, "c", stop)
+def test_interruption(save_every, words, breaks, capsys, quick):
+    breaks(KeyboardInterrupt)
     assert (
         main(["train", "--out", "my run", "--epochs", "2", *TINY, "--save-every", str(save_every)])
         == 130
     )
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
-    monkeypatch.undo()
+    breaks(None)
 
 
 def test_interruption_elsewhere(monkeypatch, capsys):

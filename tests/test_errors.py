@@ -187,21 +187,16 @@ def resume_words(said):
     ],
     ids=["world", "disk", "diverged"],
 )
-def test_a_mistake_in_the_middle_says_how_to_go_on(error, words, monkeypatch, capsys, quick):
+def test_a_mistake_in_the_middle_says_how_to_go_on(error, words, breaks, capsys, quick):
     "Unless going on would come to the same."
-    learn = STAGES["c"]
-    def fail(state):
-        if state.epoch == 1:
-            raise error
-        return learn(state)
-    monkeypatch.setitem(STAGES, "c", fail)
+    breaks(error)
     assert main(["train", "--out", "r", *TINY]) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
     if not words:
         assert said.endswith("Begin a new run\n")
         return
-    monkeypatch.setitem(STAGES, "c", learn)
+    breaks(None)
     assert main(resume_words(said)) == 0 and len(RunFolder("r").history()) == 2
 
 
@@ -645,16 +640,11 @@ def test_a_module_that_only_a_file_names(line, consent, gift, capsys):
 
 
 @pytest.mark.parametrize("save_every", ["1", "9"])
-def test_the_command_that_goes_on_has_the_consent(save_every, gift, monkeypatch, capsys):
-    learn = STAGES["c"]
-    def stop(state):
-        if state.epoch == 1:
-            raise KeyboardInterrupt
-        return learn(state)
-    monkeypatch.setitem(STAGES, "c", stop)
+def test_the_command_that_goes_on_has_the_consent(save_every, gift, breaks, capsys):
+    breaks(KeyboardInterrupt)
     line = ["train", "--env", "gift_world:simulus-test/Gift-v0", "--out", "s", *TINY]
     assert main([*line, "--save-every", save_every]) == 130
-    monkeypatch.setitem(STAGES, "c", learn)
+    breaks(None)
     sys.modules.pop("gift_world"), gymnasium.registry.pop("simulus-test/Gift-v0")
     assert main(resume_words(capsys.readouterr().err)) == 0 and len(RunFolder("s").history()) == 2
 
