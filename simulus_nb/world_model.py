@@ -211,7 +211,7 @@ class WorldModelConfig:
 def sequence_model(config: WorldModelConfig, block: int) -> nn.Module:
     "The f_θ that the settings ask for, over blocks of so many tokens."
     if config.sequence == "attention":
-        return Attention(config.retnet, block, config.attention.window)
+        return Attention(config.retnet, block, config.attention.window, config.attention.fade)
     return RetNet(config.retnet, block)
 
 PASSES = {"retnet": pop, "attention": pop_attention}        # how each is asked: Eq. (14.7)
