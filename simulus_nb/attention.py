@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['attention_reference', 'attend', 'count_attention', 'AttentionConfig', 'Places', 'make_places', 'read_cache',
-           'write_cache', 'may_read', 'as_bias', 'context_bias', 'Tile', 'question_tiles', 'shift', 'what_is_seen',
-           'with_past', 'turn_back', 'Attention', 'read_questions', 'pop_attention']
+           'write_cache', 'may_read', 'as_bias', 'taken_off', 'context_bias', 'Tile', 'question_tiles', 'shift',
+           'what_is_seen', 'with_past', 'turn_back', 'Attention', 'read_questions', 'pop_attention']
 
 # %% ../nbs/13_attention.ipynb #a002at
 from dataclasses import dataclass, field
@@ -143,14 +143,20 @@ def may_read(
 
 def as_bias(
     may: Tensor,        # (n, m) or (B, n, m) bool
-    age: Tensor,        # (n, m) tokens from what is read to its reader
-    fade: Tensor | None,    # (h, 1, 1) ln γ; None: nothing fades
     like: Tensor,
+    taken: Tensor | None = None,    # (h, n, m) of `taken_off`; None: nothing fades
 ) -> Tensor:            # (1 or B, h or 1, n, m) in the type of `like`
     "0, or what its age takes off, where a token may read; minus infinity where it must not."
     rows = may[None, None] if may.ndim == 2 else may[:, None]
-    kept = like.new_zeros(()) if fade is None else age * fade               # Eq. (13.7a)
-    return torch.where(rows, kept, -torch.inf)
+    return torch.where(rows, like.new_zeros(()) if taken is None else taken, -torch.inf)
+
+def taken_off(
+    at: Tensor,             # (n,) positions of those who read
+    read: Tensor,           # (m,) positions of what there is to read
+    fade: Tensor | None,    # (h, 1, 1) ln γ; None: nothing fades
+) -> Tensor | None:         # (h, n, m)
+    "What age takes off a score, head by head: Eq. (13.7a)."
+    return None if fade is None else (at[:, None] - read) * fade            # Eq. (13.7a)
 
 def context_bias(
     n: int,                 # tokens of a pass
@@ -168,7 +174,7 @@ def context_bias(
     may = may_read(at, read, window)                            # Eq. (13.5)
     if seen is not None:                                        # padding reads at least itself
         may = may & seen[:, None] | (at[:, None] == read)
-    return as_bias(may, at[:, None] - read, fade, like)
+    return as_bias(may, like, taken_off(at, read, fade))
 
 # %% ../nbs/13_attention.ipynb #a032at
 class Tile(NamedTuple):
@@ -200,8 +206,8 @@ def question_tiles(
         if seen is not None:
             old = old & seen[:, None, :len(read)]
             own = own.expand(len(seen), -1, -1)
-        age = at[:, None] - torch.cat([read, at])
-        bias = as_bias(torch.cat([old, own], -1), age, fade, like)
+        taken = taken_off(at, torch.cat([read, at]), fade)
+        bias = as_bias(torch.cat([old, own], -1), like, taken)
         out.append(Tile(slice(t - first, end - first), len(read), bias))
     return out
 

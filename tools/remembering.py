@@ -1,13 +1,14 @@
-"""When M learns what the world Memory asks for: three sequence models, looked at on the way.
+"""When M learns what the world Memory asks for: five ways to set it up, looked at on the way.
 
     python tools/remembering.py --seeds 1 2 3 --out nbs/data/remembering.json
 
-Each run has the settings of the task `memory` (chapter 35), but C never learns. `retention`,
-`attention` and `fading` are the same M with another reading; retention has the windows that chapter
-29 asks for. After every epoch of updates M is asked what each answer would earn in episodes that it
-has never seen. Counted is how often the better of the two answers that are not struck out comes
-first: without memory every second time. The file is written after each run; what is there stays.
-Seeds of the tables in chapter 35 are not for this."""
+Each run has the settings of the task `memory` (chapter 35), but C never learns. `both` is the M of
+the task: attention whose heads fade, and a weight on the reward's loss. `fading` lacks the weight,
+`weighted` the fading, `attention` both. `retention` has the weight, another reading, and the windows
+that chapter 29 asks for. After every epoch of updates M is asked what each answer would earn in
+episodes that it has never seen. Counted is how often the better of the two answers that are not
+struck out comes first: without memory every second time. The file is written after each run; what
+is there stays. Seeds of the tables in chapter 35 are not for this."""
 import argparse
 import json
 from datetime import date
@@ -26,8 +27,10 @@ from simulus_nb.world_model import WorldModel
 
 KINDS = {
     "retention": {"world_model.sequence": "retnet", "world_model.retnet.windows": [4.0, 64.0]},
-    "attention": {"world_model.attention.fade": False},
-    "fading": {},
+    "attention": {"world_model.attention.fade": False, "train_m.reward_weight": 1.0},
+    "fading": {"train_m.reward_weight": 1.0},
+    "weighted": {"world_model.attention.fade": False},
+    "both": {},
 }
 Asked = list[tuple[list[int], list[int], int]]          # what was shown, what was done, the signal
 
@@ -35,7 +38,8 @@ Asked = list[tuple[list[int], list[int], int]]          # what was shown, what w
 def settings(kind: str, seed: int, updates: int) -> Config:
     "Those of the task; M makes about so many updates, C none."
     config = TASKS["memory"].config(seed, KINDS[kind] | {"train_c.start": 10**6})
-    return config.change({"learn_on": -(-updates // config.train_m.steps) - 1,
+    alone = -(-updates // config.train_m.steps) - 1     # the first come with the last new steps
+    return config.change({"epochs": config.collecting + alone, "learn_on": alone,
                           "evaluation.every": 0})
 
 
