@@ -4,7 +4,7 @@
 
 Each run has the settings of the task `memory` (chapter 35), but C never learns. `both` is the M of
 the task: attention whose heads fade, and a weight on the reward's loss. `fading` lacks the weight,
-`weighted` the fading, `attention` both. `retention` has the weight, another reading, and the windows
+`weighted` the fading, `attention` both. `retention` has the weight, and the windows
 that chapter 29 asks for. After every epoch of updates M is asked what each answer would earn in
 episodes that it has never seen. Counted is how often the better of the two answers that are not
 struck out comes first: without memory every second time. The file is written after each run; what
