@@ -103,7 +103,7 @@ MEMORY = {                                  # why: chapter 29
     "world_model.sequence": "attention", "world_model.attention.window": 64,
     "world_model.attention.fade": True, "world_model.retnet.windows": (2.0, 64.0),
     "controller.forget_bias": 5.0,
-    "train_m.batch": 16, "train_m.segment": 64, "train_m.steps": 150, "train_m.start": 9,
+    "train_m.batch": 16, "train_m.segment": 64, "train_m.steps": 200, "train_m.start": 9,
     "train_m.reward_weight": 10.0, "train_c.batch": 32, "train_c.steps": 50, "train_c.start": 18,
     "train_c.burn_in": 32, "train_c.context": 31, "train_c.horizon": 33, "train_c.lr": 1e-3,
     "train_c.average": 1.0, "train_c.loss.gamma": 0.99, "train_c.loss.entropy": 0.01,
