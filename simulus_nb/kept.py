@@ -11,7 +11,7 @@ __all__ = ['SPECS', 'OTHER', 'keep_agent', 'replace_folder', 'facts_of', 'keep_s
 # %% ../nbs/D_runs.ipynb #e008ka
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .loop import RunState
 from .records import Record
 from .run_folder import RunFolder, agent_of, circumstances, is_kept
 from .spaces import UserError
+from .tasks import of_today, outdated
 
 # %% ../nbs/D_runs.ipynb #ka01
 def keep_agent(
@@ -88,7 +89,8 @@ def keep_run(path: Path, record: Record, folder: RunFolder) -> None:
             f"the agent of {folder.path} that was evaluated, of epoch {made['epochs']}, is gone: "
             f"simulus-nb train --resume --out {folder.path} learns it again"
         )
-    keep_agent(path, config, tensors, meta, record.result, made | facts_of(record))
+    result = Evaluation.from_json(read_json(folder.evaluation))
+    keep_agent(path, config, tensors, meta, result, made | facts_of(record))
 
 # %% ../nbs/D_runs.ipynb #ka04
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Place:
     env: str
     player: str
     seed: int
-    record: Record | None           # of its run; None: not known, or old
+    record: Record | None           # of its run; None: there is none, or it is old
 
     @property
     def state(self) -> str:
@@ -144,5 +146,5 @@ class Place:
         own = there.config.env, there.facts.get("player"), there.config.seed
         if own != (self.env, self.player, self.seed):
             return OTHER
-        mine = self.record and (self.record.digest, self.record.returns)
-        return "there" if mine == (there.facts.get("digest"), there.result.returns) else "old"
+        mine = self.record is not None and self.record.result == replace(there.result, capped=0)
+        return "there" if mine and not outdated(self.record, of_today(there.config)) else "old"
