@@ -626,6 +626,24 @@ class BaselinesCommand:
             print(f"{name:<12}{score}; {path}", flush=True)
         print(f"\n{table(records)}")
 
+# %% ../nbs/H_cli.ipynb #c023ka2
+def _play(row: Row, place: Place | None, again: bool) -> None:
+    "Make a row if it, or the agent that shall be kept, is missing or old, and say so."
+    lead = f"{row.task:<24}{row.player:<18}seed {row.seed:<4}"
+    keep = partial(keep_state, place.path) if place else None
+    if place and row.state == "there" and not again:
+        again = place.state != "there"
+        then = "its agent is not: played again" if again else f"and its agent in {place.path}"
+        print(f"{lead}the row is there, {then}", flush=True)
+    for _, record in record_rows([row], makers_of, prepare, again, keep):
+        if record is None:
+            print(f"{lead}another process is at it", flush=True)
+            continue
+        print(f"{lead}{record.result.mean:10.3f} ± {record.result.sem:.3f}, "
+              f"{record.cpu_seconds:,.0f} CPU seconds; {row.path}", flush=True)
+        if place:
+            print(f"{lead}agent in {place.path}", flush=True)
+
 # %% ../nbs/H_cli.ipynb #c023rc1
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
 
@@ -676,23 +694,6 @@ class RecordCommand:
                 print(f"{folder.path}: agent in {places[path].path}", flush=True)
         for row in rows:
             _play(row, places.get(row.path), self.again)
-
-def _play(row: Row, place: Place | None, again: bool) -> None:
-    "Make a row if it, or the agent that shall be kept, is missing or old, and say so."
-    lead = f"{row.task:<24}{row.player:<18}seed {row.seed:<4}"
-    keep = partial(keep_state, place.path) if place else None
-    if place and row.state == "there" and not again:
-        again = place.state != "there"
-        then = "its agent is not: played again" if again else f"and its agent in {place.path}"
-        print(f"{lead}the row is there, {then}", flush=True)
-    for _, record in record_rows([row], makers_of, prepare, again, keep):
-        if record is None:
-            print(f"{lead}another process is at it", flush=True)
-            continue
-        print(f"{lead}{record.result.mean:10.3f} ± {record.result.sem:.3f}, "
-              f"{record.cpu_seconds:,.0f} CPU seconds; {row.path}", flush=True)
-        if place:
-            print(f"{lead}agent in {place.path}", flush=True)
 
 # %% ../nbs/H_cli.ipynb #c025
 @dataclass(frozen=True)
