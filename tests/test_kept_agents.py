@@ -339,21 +339,28 @@ def test_an_agent_of_the_book_is_the_one_of_its_row(path):
     assert agent.facts["env_steps"] == row.record.steps
 
 
-@every_agent
-def test_an_agent_of_the_book_plays_as_its_score_says(path):
-    """In new games: above everybody who learns nothing, and no further from the stored mean than
-    four standard errors, the spread being that of all games."""
-    needed(path.name)
-    agent, e = read_kept(path), read_kept(path).config.evaluation
-    player = Agent.load(path)
-    world = makers_of(agent.config, agent=player)
-    n = 20
+def plays_as_it_says(path, name, n=20):
+    """Whether new games are above everybody who learns nothing, and no further from the stored mean
+    than four standard errors, the spread being that of all games."""
+    agent, player = read_kept(path), Agent.load(path)
+    e, world = agent.config.evaluation, makers_of(agent.config, agent=player)
     live = evaluate(player, [lambda: world(False)] * n, n, e.temperature, 987, e.max_steps)
-    rows = rows_of(path.name, ROWS, IDLE)
+    rows = rows_of(name, ROWS, IDLE)
     idle = [[r.result.mean for r in records_of(rows, p)] for p in IDLE]
-    assert live.mean > max((np.mean(x) for x in idle if x), default=-np.inf)
     spread = np.std(agent.result.returns + live.returns)
-    assert abs(live.mean - agent.result.mean) <= 4 * spread * (1 / n + 1 / EPISODES) ** 0.5
+    near = abs(live.mean - agent.result.mean) <= 4 * spread * (1 / n + 1 / EPISODES) ** 0.5
+    return near and live.mean > max((np.mean(x) for x in idle if x), default=-np.inf)
+
+
+@every_agent
+def test_an_agent_of_the_book_plays_as_its_score_says(path, tmp_path):
+    "And one with other weights, all checksums right, does not."
+    needed(path.name)
+    assert plays_as_it_says(path, path.name)
+    other = Path(shutil.copytree(path, tmp_path / path.name))
+    untrained = Agent.described(load_checkpoint(path / "checkpoint", ()).meta).state_dict()
+    forged(other, lambda w: untrained)
+    assert not plays_as_it_says(other, path.name)
 
 
 @every_agent
