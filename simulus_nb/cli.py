@@ -6,8 +6,8 @@
 __all__ = ['registry', 'PRESET_HELP', 'IMPORT_HELP', 'LENGTH', 'Device', 'Which', 'WHICH_HELP', 'Run', 'Names', 'COMMANDS',
            'LESS', 'json_object', 'given_path', 'starting_point', 'TrainCommand', 'typed', 'says_what', 'resumed',
            'media_of', 'EvaluateCommand', 'load_replay', 'DreamCommand', 'InspectCommand', 'PlayCommand',
-           'ExportCommand', 'BenchCommand', 'DoctorCommand', 'BaselinesCommand', 'RecordCommand', 'SuiteCommand',
-           'read_options', 'translated', 'parse', 'of_program', 'perform', 'main']
+           'ExportCommand', 'BenchCommand', 'DoctorCommand', 'check_writable', 'BaselinesCommand', 'RecordCommand',
+           'SuiteCommand', 'read_options', 'translated', 'parse', 'of_program', 'perform', 'main']
 
 # %% ../nbs/H_cli.ipynb #c002
 import argparse
@@ -46,7 +46,7 @@ from .priorities import Priorities
 from .recorder import film_episode
 from .replay import ReplayBuffer
 from .resume import fill_replay
-from .run_folder import RunFolder, agent_of, default_folder
+from .run_folder import RunFolder, agent_of, default_folder, is_kept, need_run
 from .run_setup import ask_first, makers_of
 from .suite import RayPool, make_jobs, markdown, run_suite
 from simulus_nb.terminal import (
@@ -305,6 +305,7 @@ class EvaluateCommand:
             )
         print(f"{'evaluation':<12}{score_text(config.env, result)}", flush=True)
         usual = (episodes, temperature, seed) == (e.episodes, e.temperature, config.seed + 10_000)
+        usual = usual and not is_kept(folder.path)              # what is kept stays as it is
         best = self.which == "best"
         kept = read_agent(folder.path, which="best")[1]["best"] if best else {}
         kept = {"epoch": kept["epoch"], "interim_return": kept["return"]} if best else {}
@@ -326,6 +327,7 @@ def load_replay(
     folder: RunFolder, config: Config, agent: Agent
 ) -> tuple[ReplayBuffer, Priorities | None]:
     "The replay buffer in a run's checkpoint, and M's losses on its windows, if it draws by them."
+    need_run(folder, "the replay buffer of its run")
     replay = make_replay(config, agent)
     priorities = make_priorities(config, replay)
 
@@ -400,10 +402,10 @@ class InspectCommand:
         folder, device = RunFolder(self.folder), pick_device(self.device)
         config, agent = agent_of(folder, device, self.which)
         ask_first(config.env, self.allow_import)
+        replay, priorities = load_replay(folder, config, agent)
         if self.json:
             with writing(self.json):
                 self.json.touch()  # as for the bench
-        replay, priorities = load_replay(folder, config, agent)
         evidence = gather(
             agent, config, replay, folder.history(), makers_of(config, agent=agent),
             self.episodes, self.max_steps, self.seed, priorities
@@ -558,15 +560,23 @@ class DoctorCommand:
 
 # %% ../nbs/H_cli.ipynb #c023le3
 from .baselines import PLAYERS, challenge, check_player, plan, who_can
+from .kept import Place, keep_run, keep_state
 from .players import Match
 from .records import file_of, read_record, table, write_record
-from .run_record import run_records, state_of
+from .run_record import check_lost, places_of, run_records, what_is_there
 from .run_setup import prepare
 from simulus_nb.tasks import (
-    OURS, TASKS, listing, match_of, outdated, record_rows, rows_of
+    OURS, TASKS, Row, match_of, outdated, record_rows, rows_of
 )
 
 # %% ../nbs/H_cli.ipynb #c023le2
+def check_writable(folder: Path) -> None:
+    "Make a folder, if need be, and try to write there, before long work ends in nothing."
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (probe := own_name(folder)).touch()
+        probe.unlink()
+
 @dataclass(frozen=True)
 class BaselinesCommand:
     """Let others play: random, the best constant action, a rule, DQN, PPO, SAC. They get the world
@@ -601,10 +611,7 @@ class BaselinesCommand:
             if path.exists() and outdated(read_record(path), plan(name, match)):
                 raise UserError(f"{path} was made with other settings and would be lost: choose "
                                 "another folder with --out, or remove it")
-        with writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-            (probe := own_name(self.out)).touch()
-            probe.unlink()
+        check_writable(self.out)
 
     def run(self, command: str) -> None:
         "Play, print and write; `UserError` before anything is played if somebody cannot."
@@ -618,6 +625,24 @@ class BaselinesCommand:
             score = score_text(self.env, records[-1].result)
             print(f"{name:<12}{score}; {path}", flush=True)
         print(f"\n{table(records)}")
+
+# %% ../nbs/H_cli.ipynb #c023ka2
+def _play(row: Row, place: Place | None, again: bool) -> None:
+    "Make a row if it, or the agent that shall be kept, is missing or old, and say so."
+    lead = f"{row.task:<24}{row.player:<18}seed {row.seed:<4}"
+    keep = partial(keep_state, place.path) if place else None
+    if place and row.state == "there" and not again:
+        again = place.state != "there"
+        then = "its agent is not: played again" if again else f"and its agent in {place.path}"
+        print(f"{lead}the row is there, {then}", flush=True)
+    for _, record in record_rows([row], makers_of, prepare, again, keep):
+        if record is None:
+            print(f"{lead}another process is at it", flush=True)
+            continue
+        print(f"{lead}{record.result.mean:10.3f} ± {record.result.sem:.3f}, "
+              f"{record.cpu_seconds:,.0f} CPU seconds; {row.path}", flush=True)
+        if place:
+            print(f"{lead}agent in {place.path}", flush=True)
 
 # %% ../nbs/H_cli.ipynb #c023rc1
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
@@ -635,8 +660,11 @@ class RecordCommand:
         help="one row for each; without it those of the task", low=0))
     out: Path = field(default=Path("runs/records"), metadata=dict(
         help="folder of the records, with one folder for each task"))
+    agents: Path | None = field(default=None, metadata=dict(
+        help="keep the trained agent too, in a folder there with the name of its task or run; "
+             "takes --player ours and one seed"))
     again: bool = field(default=False, metadata=dict(
-        help="play also what is there; replace the record of another run"))
+        help="play also what is there; replace the record, or the agent, of another run"))
     list: bool = field(default=False, metadata=dict(
         help="play nothing: say what is there, what is missing, and what is old"))
 
@@ -651,24 +679,21 @@ class RecordCommand:
         if not rows and not folders:
             raise UserError(f"{', '.join(self.player)} cannot play {', '.join(names or TASKS)}")
         made = run_records(folders, self.out)
-        states = {path: state_of(path, record) for path, (_, record) in made.items()}
+        places = places_of(self.agents, rows, made) if self.agents else {}
         if self.list:
-            lines = [f"{made[path][0].path}: {state}; {path}" for path, state in states.items()]
-            print("\n".join([*lines, *([listing(rows)] if rows else [])]))
+            print(what_is_there(rows, made, places))
             return
-        for path, state in states.items():
-            if state == "another run's" and not self.again:
-                raise UserError(f"{path} is another run's record and would be lost: choose another "
-                                "folder with --out, or replace it with --again")
-        for folder, record in made.values():
-            print(f"{folder.path}: {record.result.mean:.3f}; {write_record(record, self.out)}")
-        for row, record in record_rows(rows, makers_of, prepare, self.again):
-            lead = f"{row.task:<24}{row.player:<18}seed {row.seed:<4}"
-            if record is None:
-                print(f"{lead}another process is at it", flush=True)
-                continue
-            print(f"{lead}{record.result.mean:10.3f} ± {record.result.sem:.3f}, "
-                  f"{record.cpu_seconds:,.0f} CPU seconds; {row.path}", flush=True)
+        check_lost(made, places, self.again)
+        if self.agents:
+            check_writable(self.agents)
+        for path, (folder, record) in made.items():
+            write_record(record, self.out)
+            print(f"{folder.path}: {record.result.mean:.3f}; {path}", flush=True)
+            if path in places:
+                keep_run(places[path].path, record, folder)
+                print(f"{folder.path}: agent in {places[path].path}", flush=True)
+        for row in rows:
+            _play(row, places.get(row.path), self.again)
 
 # %% ../nbs/H_cli.ipynb #c025
 @dataclass(frozen=True)

@@ -228,14 +228,22 @@ def make_row(
     name: str, player: str, seed: int,
     makers: Callable[[Config], Callable],       # the function that opens the configured world
     prepare: Callable[[Config], RunState],      # makes the state of a run of ours
+    keep: Callable[[Record, RunState], Any] | None = None,      # is given a run of ours
 ) -> Record:
     "Let a player play a task."
     task = TASKS[name]
     config = task.config(seed, OURS.get(player))
     match = match_of(config, makers(config), every=max(1, cost(config)["env_steps"] // POINTS))
-    ours = (lambda match: train(config, prepare)) if player in OURS else None
-    how = planned(task, player, match)
-    return challenge(player, match, command_of(name, player, seed), ours, how)
+    how, runs = planned(task, player, match), []
+    def ours(match: Match) -> Found:
+        found = train(config, prepare)
+        runs.append(found.player.state)
+        return found
+    record = challenge(
+        player, match, command_of(name, player, seed), ours if player in OURS else None, how)
+    for state in runs if keep else ():
+        keep(record, state)
+    return record
 
 # %% ../nbs/35_tasks.ipynb #c022rc
 NEUTRAL = {**decisive(Config()), "edition": 1}      # what a setting was before there was one
@@ -306,7 +314,8 @@ def claimed(path: Path) -> Iterator[bool]:
             claim.unlink(missing_ok=True)
 
 def record_rows(
-    rows: Sequence[Row], makers: Callable, prepare: Callable, again: bool = False
+    rows: Sequence[Row], makers: Callable, prepare: Callable, again: bool = False,
+    keep: Callable[[Record, RunState], Any] | None = None,      # is given each run of ours
 ) -> Iterator[tuple[Row, Record | None]]:       # None: another process makes it just now
     """Make the rows that are missing or old, or all of them, one after the other.
 
@@ -316,7 +325,7 @@ def record_rows(
             with claimed(row.path) as mine:
                 record = read_record(row.path) if mine and row.path.exists() else None
                 if mine and (again or record is None or repr(record) == repr(row.record)):
-                    record = make_row(row.task, row.player, row.seed, makers, prepare)
+                    record = make_row(row.task, row.player, row.seed, makers, prepare, keep)
                     write_record(record, row.path.parent)
             yield row, record if mine else None
 

@@ -32,7 +32,7 @@ from .film import dream_media, whole
 from .interrupt import Listening, Signals, Stopped
 from .loop import RunState, best_agent, judge, undisturbed
 from .resume import OtherSchedule, load_state, ready, save_state, snapshot
-from .run_folder import RunFolder, agent_of, circumstances, default_folder
+from .run_folder import RunFolder, agent_of, circumstances, default_folder, need_run
 from .run_log import RunLog, find_tracker, plot_history
 from .run_setup import OWN, ask_first, prepare
 from .spaces import UserError
@@ -230,7 +230,9 @@ def settings_in(
     there = from_first(folder.config.exists)
     if there and not resume:
         folder.check_free()             # each process says it, before anything is built
-    elif not there:
+    elif there:
+        from_first(lambda: need_run(folder, "the state that training goes on from"))
+    else:
         from_first(folder.check_free)
     if there:
         from_first(lambda: folder.own() and None)   # nobody else may write what is read now
