@@ -148,7 +148,9 @@ def as_bias(
 ) -> Tensor:            # (1 or B, h or 1, n, m) in the type of `like`
     "0, or what its age takes off, where a token may read; minus infinity where it must not."
     rows = may[None, None] if may.ndim == 2 else may[:, None]
-    return torch.where(rows, like.new_zeros(()) if taken is None else taken, -torch.inf)
+    if taken is None:
+        return torch.zeros_like(rows, dtype=like.dtype).masked_fill(~rows, -torch.inf)
+    return torch.where(rows, taken, -torch.inf)
 
 def taken_off(
     at: Tensor,             # (n,) positions of those who read
