@@ -1,14 +1,13 @@
-"""When M learns what the world Memory asks for: five ways to set it up, looked at on the way.
+"""When M learns what the world Memory asks for: four ways to set it up, looked at on the way.
 
     python tools/remembering.py --seeds 1 2 3 --out nbs/data/remembering.json
 
 Each run has the settings of the task `memory` (chapter 35), but C never learns. `both` is the M of
 the task: attention whose heads fade, and a weight on the reward's loss. `fading` lacks the weight,
-`weighted` the fading, `attention` both. `retention` has the weight, and the windows
-that chapter 29 asks for. After every epoch of updates M is asked what each answer would earn in
-episodes that it has never seen. Counted is how often the better of the two answers that are not
-struck out comes first: without memory every second time. The file is written after each run; what
-is there stays. Seeds of the tables in chapter 35 are not for this."""
+`weighted` the fading, `attention` both. After every epoch of updates M is asked what each answer
+would earn in episodes that it has never seen. Counted is how often the better of the two answers
+that are not struck out comes first: without memory every second time. The file is written after
+each run; what is there stays. Seeds of the tables in chapter 35 are not for this."""
 import argparse
 import json
 from datetime import date
@@ -26,7 +25,6 @@ from simulus_nb.tasks import MORE_SEEDS, SEEDS, TASKS
 from simulus_nb.world_model import WorldModel
 
 KINDS = {
-    "retention": {"world_model.sequence": "retnet", "world_model.retnet.windows": [4.0, 64.0]},
     "attention": {"world_model.attention.fade": False, "train_m.reward_weight": 1.0},
     "fading": {"train_m.reward_weight": 1.0},
     "weighted": {"world_model.attention.fade": False},
@@ -95,7 +93,7 @@ def main() -> None:
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    p.add_argument("--updates", type=int, default=1_500)
+    p.add_argument("--updates", type=int, default=1_200)
     p.add_argument("--episodes", type=int, default=200, help="questions at each look")
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
