@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['attention_reference', 'attend', 'count_attention', 'AttentionConfig', 'Places', 'make_places', 'read_cache',
-           'write_cache', 'may_read', 'as_bias', 'context_bias', 'Tile', 'question_tiles', 'shift', 'what_is_seen',
-           'with_past', 'turn_back', 'Attention', 'read_questions', 'pop_attention']
+           'write_cache', 'may_read', 'as_bias', 'taken_off', 'context_bias', 'Tile', 'question_tiles', 'shift',
+           'what_is_seen', 'with_past', 'turn_back', 'Attention', 'read_questions', 'pop_attention']
 
 # %% ../nbs/13_attention.ipynb #a002at
 from dataclasses import dataclass, field
@@ -19,7 +19,8 @@ from torch.utils import flop_counter
 
 from .pop import project
 from simulus_nb.retnet import (
-    RetNetConfig, RetNetLayer, Turn, init_weights, merge_heads, rotate, rotation, to_heads
+    RetNetConfig, RetNetLayer, Turn, head_decays, init_weights, merge_heads, rotate, rotation,
+    to_heads
 )
 from .spaces import UserError
 
@@ -29,12 +30,15 @@ def attention_reference(
     k: Tensor,                  # (B, h, n, d_k) the key it is found under
     v: Tensor,                  # (B, h, n, d_v) what it has to say
     window: int,                # so many tokens back may be read, and the token itself
+    fade: Tensor | None = None,     # (h,) ln γ of each head, Eq. (13.7a); None: nothing fades
 ) -> Tensor:                    # (B, h, n, d_v)
     "Causal attention, one token after the other: Eqs. (13.2), (13.4)."
-    out = []
+    out, at = [], torch.arange(q.shape[2], device=q.device)
     for n in range(q.shape[2]):
         near = slice(max(0, n - window), n + 1)                             # Eq. (13.4)
         scores = (q[:, :, n, None] * k[:, :, near]).sum(-1) / k.shape[-1] ** 0.5
+        if fade is not None:
+            scores = scores + (n - at[near]) * fade[:, None]                # Eq. (13.7a)
         weights = scores.exp() / scores.exp().sum(-1, keepdim=True)         # Eq. (13.2)
         out.append((weights[..., None] * v[:, :, near]).sum(2))             # Eq. (13.2)
     return torch.stack(out, 2)
@@ -43,7 +47,7 @@ def attend(
     q: Tensor,                      # (B, h, n, d_k)
     k: Tensor,                      # (B, h, m, d_k)
     v: Tensor,                      # (B, h, m, d_v)
-    bias: Tensor | None = None,     # (B or 1, 1, n, m) -inf where a token must not read; None:
+    bias: Tensor | None = None,     # (B or 1, h or 1, n, m) -inf where a token must not read; None:
                                     # n = m, and every token reads those before it and itself
 ) -> Tensor:                        # (B, h, n, d_v)
     "softmax(q kᵀ / √d_k + bias) v, Eq. (13.2), by a kernel that keeps no weights."
@@ -71,6 +75,8 @@ class AttentionConfig:
     "Attention as M's sequence model; width, heads, layers, ffn and dropout are those of `retnet`."
     window: int = field(default=20, metadata=dict(
         help="blocks that each token may look back, which the cache holds", low=1))
+    fade: bool = field(default=False, metadata=dict(
+        help="heads fade with age as those of retention do, by retnet.windows"))
 
 @dataclass(frozen=True)
 class Places:
@@ -78,6 +84,7 @@ class Places:
     here: Turn          # (2, 1, 1, T, n, d_k/2) of the blocks 0, ..., T - 1, for queries and keys
     there: Turn         # of the blocks 1, ..., T, where questions stand
     past: Turn          # (w, d_k/2) of the slots of a cache: -w, ..., -1
+    fade: Tensor | None = None      # (h, 1, 1) ln γ of each head, Eq. (13.7a); None: nothing fades
 
 @torch.compiler.disable                                         # constants belong into no graph
 @torch.inference_mode(False)                        # nor may the first caller's mode stick to them
@@ -88,6 +95,7 @@ def make_places(
     T: int,             # blocks of a pass
     n: int,             # tokens per block of this pass: L, or anything if T = 1
     like: Tensor,       # whose dtype and device are used
+    fade: Tensor | None = None,     # (h,) ln γ
 ) -> Places:
     "Places of a pass and of the cache before it: Eqs. (11.3) and (12.6)."
     at = torch.arange(T + 1)[:, None] * block + torch.arange(n)             # Eq. (12.6)
@@ -95,7 +103,7 @@ def make_places(
             for t in rotation(at.flatten(), d_k)]
     here, there = (tuple(t[..., cut, :, :] for t in turn) for cut in (slice(0, T), slice(1, None)))
     past = tuple(t.to(like) for t in rotation(torch.arange(-slots, 0), d_k))
-    return Places(here, there, past)
+    return Places(here, there, past, None if fade is None else fade[:, None, None].to(like))
 
 # %% ../nbs/13_attention.ipynb #a022at
 def read_cache(
@@ -136,10 +144,21 @@ def may_read(
 def as_bias(
     may: Tensor,        # (n, m) or (B, n, m) bool
     like: Tensor,
-) -> Tensor:            # (1 or B, 1, n, m) in the type of `like`
-    "0 where a token may read, minus infinity where it must not."
+    taken: Tensor | None = None,    # (h, n, m) of `taken_off`; None: nothing fades
+) -> Tensor:            # (1 or B, h or 1, n, m) in the type of `like`
+    "0, or what its age takes off, where a token may read; minus infinity where it must not."
     rows = may[None, None] if may.ndim == 2 else may[:, None]
-    return torch.zeros_like(rows, dtype=like.dtype).masked_fill(~rows, -torch.inf)
+    if taken is None:
+        return torch.zeros_like(rows, dtype=like.dtype).masked_fill(~rows, -torch.inf)
+    return torch.where(rows, taken, -torch.inf)
+
+def taken_off(
+    at: Tensor,             # (n,) positions of those who read
+    read: Tensor,           # (m,) positions of what there is to read
+    fade: Tensor | None,    # (h, 1, 1) ln γ; None: nothing fades
+) -> Tensor | None:         # (h, n, m)
+    "What age takes off a score, head by head: Eq. (13.7a)."
+    return None if fade is None else (at[:, None] - read) * fade            # Eq. (13.7a)
 
 def context_bias(
     n: int,                 # tokens of a pass
@@ -147,23 +166,24 @@ def context_bias(
     window: int,            # w
     seen: Tensor | None,    # (B, slots + n) False where nothing is to be read; None: all is
     like: Tensor,
+    fade: Tensor | None = None,     # (h, 1, 1) as in `Places`
 ) -> Tensor | None:         # as `attend` takes it
     "What tokens of the context may read: Eq. (13.5), first line."
-    if not slots and seen is None and n <= window + 1:
+    if not slots and seen is None and fade is None and n <= window + 1:
         return None                                             # order in time says it all
     read = torch.arange(-slots, n, device=like.device)
     at = read[slots:]
     may = may_read(at, read, window)                            # Eq. (13.5)
     if seen is not None:                                        # padding reads at least itself
         may = may & seen[:, None] | (at[:, None] == read)
-    return as_bias(may, like)
+    return as_bias(may, like, taken_off(at, read, fade))
 
 # %% ../nbs/13_attention.ipynb #a032at
 class Tile(NamedTuple):
     "Questions after a few blocks, that read in one call."
     which: slice        # of the P questions
     keys: int           # they read the first so many keys of the context, and each other
-    bias: Tensor        # (1 or B, 1, g*K, keys + g*K)
+    bias: Tensor        # (1 or B, h or 1, g*K, keys + g*K)
 
 def question_tiles(
     T: int,                 # blocks of a pass
@@ -174,6 +194,7 @@ def question_tiles(
     window: int,            # w
     seen: Tensor | None,    # likewise
     like: Tensor,
+    fade: Tensor | None = None,     # likewise
     rows: int = 128,        # readers of a call, about
 ) -> list[Tile]:
     "What questions may read: Eq. (13.5), second line."
@@ -187,7 +208,8 @@ def question_tiles(
         if seen is not None:
             old = old & seen[:, None, :len(read)]
             own = own.expand(len(seen), -1, -1)
-        bias = as_bias(torch.cat([old, own], -1), like)
+        taken = taken_off(at, torch.cat([read, at]), fade)
+        bias = as_bias(torch.cat([old, own], -1), like, taken)
         out.append(Tile(slice(t - first, end - first), len(read), bias))
     return out
 
@@ -241,10 +263,13 @@ class Attention(nn.Module):
     State (layers, B, h, w, 2*d_k + 1), the cache: key, value and a 1 for each of the last w tokens,
     zeros where there were not so many. Its shape never changes, and zeros are the empty past."""
 
-    def __init__(self, config: RetNetConfig, block: int, window: int):
+    def __init__(self, config: RetNetConfig, block: int, window: int, fade: bool = False):
         super().__init__()
         if window < 1:
             raise UserError(f"attention needs a window of 1 block or more, not {window}")
+        decay = head_decays(config.heads, config.windows, block)                # Eq. (11.1)
+        # ln γ; where γ is 0, a number that leaves as little
+        self.fade = decay.clamp(min=1e-9).log() if fade else None               # Eq. (13.7a)
         self.config, self.block, self.slots = config, block, window * block
         self.layers = nn.ModuleList(RetNetLayer(config) for _ in range(config.layers))
         self._places: dict[tuple, Places] = {}
@@ -255,7 +280,8 @@ class Attention(nn.Module):
         key = (blocks, n, like.dtype, like.device)
         if key not in self._places:
             d_k = self.config.width // self.config.heads
-            self._places[key] = make_places(d_k, self.block, self.slots, blocks, n, like)
+            self._places[key] = make_places(
+                d_k, self.block, self.slots, blocks, n, like, self.fade)
         return self._places[key]
 
     def forward(
@@ -269,7 +295,7 @@ class Attention(nn.Module):
             raise UserError(f"several blocks at once must have {self.block} tokens each, not {n}")
         stream, at, caches = x.flatten(1, 2), self.tables(T, n, x), []
         seen, slots = what_is_seen(state, None, T, n)
-        bias = context_bias(T * n, slots, self.slots, seen, x)                  # Eq. (13.4)
+        bias = context_bias(T * n, slots, self.slots, seen, x, at.fade)         # Eq. (13.4)
         for i, layer in enumerate(self.layers):
             made = layer.qkvg(layer.norm_retention(stream))
             q, k, v, gate = to_heads(made, layer.heads, at.here)
@@ -314,8 +340,8 @@ def pop_attention(
         lead, mask = mask.int().argmax(1), None
         x = shift(x, lead)                                                      # Eq. (13.6)
     at, (seen, slots), caches = net.tables(T, L, x), what_is_seen(state, mask, T, L), []
-    bias = context_bias(T * L, slots, net.slots, seen, x)
-    tiles = question_tiles(T, L, K, first, slots, net.slots, seen, x)
+    bias = context_bias(T * L, slots, net.slots, seen, x, at.fade)
+    tiles = question_tiles(T, L, K, first, slots, net.slots, seen, x, at.fade)
     there = tuple(t[..., first - 1:, :K, :] for t in at.there)                  # Eq. (12.6)
     h = torch.cat([x.flatten(1, 2), xu.repeat(P, 1).expand(B, P * K, d)], 1)
     for i, layer in enumerate(net.layers):

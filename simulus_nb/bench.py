@@ -171,14 +171,14 @@ class Bench:
             self.worlds.collect(state.policy, 16 * state.config.collect.num_envs)
 
     def dream_step(self, context, step: Callable) -> Callable[[], object]:
-        "A call of `step` for dreams that have seen the first two steps of `context`."
+        "A call of `step` for dreams that have seen two steps of `context`, where it has so many."
         M, arithmetic = self.state.agent.world_model, self.state.learner.arithmetic
         z, a, mask = (x[:, :3] for x in (context.z, context.action, context.mask))
         with torch.no_grad():
-            memory = M.remember(z[:, :2], a[:, :2], mask[:, :2])
+            memory = M.remember(z[:, :-1], a[:, :-1], mask[:, :-1])
         def work():
             with torch.no_grad(), arithmetic(M):
-                return step(M, z[:, 2], a[:, 2], memory)
+                return step(M, z[:, -1], a[:, -1], memory)
         return work
 
 # %% ../nbs/E_performance.ipynb #c014tr1

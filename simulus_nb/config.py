@@ -74,6 +74,8 @@ class MTraining:
         default=0.05, metadata=dict(help="AdamW weight decay of weight matrices", low=0)
     )
     clip: float = field(default=3.0, metadata=dict(help="largest gradient norm", low=0))
+    reward_weight: float = field(default=1.0, metadata=dict(
+        help="weight of the reward's loss beside those of observations and end", low=0))
     prioritised: float = field(default=0.0, metadata=dict(
         help="share of a batch that is drawn by recorded loss (0: none)", low=0, high=1))
 

@@ -49,6 +49,9 @@ def check_curiosity(
             f"curiosity.weight = {config.weight:g} and curiosity.extrinsic = {config.extrinsic:g} "
             "change nothing without heads: add --curiosity.heads 4, or set both to 1"
         )
+    if n and not config.weight and not config.extrinsic:
+        raise UserError("curiosity.weight = 0 and curiosity.extrinsic = 0 leave nothing to be paid "
+                        "in a dream: give one of them a value above 0")
     if n == 1:
         raise UserError("curiosity.heads = 1: one head cannot disagree; use 2 or more, or 0")
     if n and batch % n:

@@ -126,7 +126,8 @@ def losses_of(
             )
     of_c = partial(controller_loss, C, everyone=team.everyone, mean_of_all=team.mean_of_all)
     of_m = partial(world_model_loss, M, mean_of_all=team.mean_of_all,
-                   record=config.train_m.prioritised > 0, reader=None if E is None else E.loss)
+                   record=config.train_m.prioritised > 0, reader=None if E is None else E.loss,
+                   reward_weight=config.train_m.reward_weight)
     taught = M if E is None else nn.ModuleList([M, E])
     losses = {"m": team.parallel(taught, make(of_m)),
               "c": team.parallel(C, of_c), "critic": team.parallel(C, of_c, idle=True)}

@@ -7,6 +7,7 @@ __all__ = ['MAX_CATEGORIES', 'MAX_TOKENS', 'ACTIONS', 'TokenGroup', 'TokenLayout
            'resize', 'ActionSpec']
 
 # %% ../nbs/00_spaces.ipynb #c002
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -58,7 +59,7 @@ class TokenLayout:
 
     def slices(self) -> dict[str, slice]:
         "Key -> its part of the symbol axis."
-        ends = np.cumsum([g.symbols for g in self.groups]).tolist()
+        ends = list(itertools.accumulate(g.symbols for g in self.groups))   # torch.compile knows it
         return {g.key: slice(end - g.symbols, end) for g, end in zip(self.groups, ends)}
 
     def split(self, z) -> dict:

@@ -99,13 +99,14 @@ ACROBOT = {                                 # -1 a step until it is over
     "collect.steps": 300, "curiosity.heads": 4, "curiosity.weight": 10.0,
 }
 MEMORY = {                                  # why: chapter 29
-    "env_options": {"lamps": 0.0}, "learn_on": 25, "collect.steps": 1_000, "collect.epsilon": 1.0,
+    "learn_on": 18, "collect.steps": 1_000, "collect.epsilon": 1.0,
     "world_model.sequence": "attention", "world_model.attention.window": 64,
+    "world_model.attention.fade": True, "world_model.retnet.windows": (2.0, 64.0),
     "controller.forget_bias": 5.0,
-    "train_m.batch": 16, "train_m.segment": 64, "train_m.steps": 150, "train_m.start": 9,
-    "train_c.batch": 32, "train_c.steps": 50, "train_c.start": 25, "train_c.burn_in": 32,
-    "train_c.context": 31, "train_c.horizon": 33, "train_c.lr": 1e-3, "train_c.average": 1.0,
-    "train_c.loss.gamma": 0.99, "train_c.loss.entropy": 0.01,
+    "train_m.batch": 16, "train_m.segment": 64, "train_m.steps": 200, "train_m.start": 9,
+    "train_m.reward_weight": 10.0, "train_c.batch": 32, "train_c.steps": 50, "train_c.start": 18,
+    "train_c.burn_in": 32, "train_c.context": 31, "train_c.horizon": 33, "train_c.lr": 1e-3,
+    "train_c.average": 1.0, "train_c.loss.gamma": 0.99, "train_c.loss.entropy": 0.01,
 }
 
 TASKS = {
@@ -116,7 +117,8 @@ TASKS = {
     "acrobot": Task("Acrobot-v1", 15_000, "small", (*KNOWN, "ours-core"), ACROBOT, goal=-110),
     "minigrid-empty": Task("MiniGrid-Empty-Random-6x6-v0", 6_000, "minigrid", KNOWN, success=0.95),
     "minigrid-doorkey": Task("MiniGrid-DoorKey-5x5-v0", 25_000, "minigrid", KNOWN, success=0.9),
-    "memory": Task("simulus/Memory-v0", 10_000, "small", KNOWN, MEMORY, goal=0.9),
+    "memory": Task("simulus/Memory-v0", 10_000, "small", KNOWN, MEMORY, goal=0.9,
+                   seeds=MORE_SEEDS),
     "rooms": Task("simulus/Rooms-v0", 18_000, "small", (*KNOWN, "ours-core", "ours-core-scaled",
                   *EXTRAS), ROOMS,
                   success=0.9, seeds=MORE_SEEDS),

@@ -211,7 +211,7 @@ class WorldModelConfig:
 def sequence_model(config: WorldModelConfig, block: int) -> nn.Module:
     "The f_θ that the settings ask for, over blocks of so many tokens."
     if config.sequence == "attention":
-        return Attention(config.retnet, block, config.attention.window)
+        return Attention(config.retnet, block, config.attention.window, config.attention.fade)
     return RetNet(config.retnet, block)
 
 PASSES = {"retnet": pop, "attention": pop_attention}        # how each is asked: Eq. (14.7)
@@ -312,6 +312,7 @@ def world_model_loss(
                                             # the batch
     record: bool = False,             # add the loss of each window, (B,), as `windows`
     reader: Callable | None = None,     # another loss, of Y^u, the tokens before and after, weights
+    reward_weight: float = 1.0,         # λ_r of Eq. (14.17a)
 ) -> tuple[Tensor, dict[str, Tensor]]:
     "L_M, every term averaged over its own targets, Eq. (14.17), and its terms (detached)."
     prediction, _ = model(z[:, :-1], action[:, :-1], mask=mask[:, :-1], keep=False,
@@ -327,7 +328,7 @@ def world_model_loss(
     ends = done[:, :-1].to(chance.dtype)
     nll = F.binary_cross_entropy_with_logits(chance, ends, reduction="none")    # Eq. (14.15)
     end = average(nll, weight)
-    loss = obs + rew + end                                                      # Eq. (14.16)
+    loss = obs + reward_weight * rew + end                                      # Eq. (14.17a)
     parts = {f"obs/{key}": average(x, later) for key, x in each.items()} if len(each) > 1 else {}
     metrics = dict(loss=loss, obs=obs, reward=rew, done=end) | parts
     if reader is not None:

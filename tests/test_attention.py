@@ -1,5 +1,7 @@
 """Attention in the place of retention: one pass = stepping, with a window, a cache of fixed shape,
 padding and questions; and the world model on it does what it does on a RetNet."""
+from dataclasses import replace
+
 import pytest
 import torch
 from gymnasium import spaces as gs
@@ -14,19 +16,20 @@ from simulus_nb.attention import (
 )
 from simulus_nb.config import preset
 from simulus_nb.pop import pop_reference
-from simulus_nb.retnet import RetNet, RetNetConfig, rotate_reference, rotation
+from simulus_nb.retnet import RetNet, RetNetConfig, head_decays, rotate_reference, rotation
 from simulus_nb.spaces import ActionSpec, UserError
 from simulus_nb.world_model import WorldModel, WorldModelConfig, world_model_loss
 
 F64 = torch.float64
 
 
-def world(B=3, T=4, K=4, K_a=1, layers=2, heads=2, d_k=4, W=3, seed=0):
+def world(B=3, T=4, K=4, K_a=1, layers=2, heads=2, d_k=4, W=3, seed=0, fade=False):
     "A network far from its initialisation, blocks, prediction tokens, and a cache of two blocks."
     torch.manual_seed(seed)
     d = heads * d_k
     net = Attention(
-        RetNetConfig(width=d, heads=heads, layers=layers, dropout=0.0), K + K_a, W
+        RetNetConfig(width=d, heads=heads, layers=layers, dropout=0.0, windows=(0.5, 6.0)),
+        K + K_a, W, fade
     ).double()
     for p in net.parameters():
         p.data.copy_(torch.randn_like(p) / p.shape[-1] ** 0.5)
@@ -38,26 +41,52 @@ def world(B=3, T=4, K=4, K_a=1, layers=2, heads=2, d_k=4, W=3, seed=0):
 sizes = dict(
     B=st.integers(1, 3), T=st.integers(1, 5), K=st.integers(1, 5), K_a=st.integers(1, 3),
     layers=st.integers(1, 3), heads=st.integers(1, 2), d_k=st.sampled_from([2, 4]),
-    W=st.integers(1, 7), seed=st.integers(0, 10**6)
+    W=st.integers(1, 7), seed=st.integers(0, 10**6), fade=st.booleans()
 )
 
 
 @settings(deadline=None, max_examples=30)
-@given(n=st.integers(1, 12), window=st.integers(1, 14), seed=st.integers(0, 10**6))
-def test_a_kernel_with_a_bias_is_the_loop(n, window, seed):
+@given(
+    n=st.integers(1, 12), window=st.integers(1, 14), seed=st.integers(0, 10**6),
+    decays=st.one_of(st.none(), st.lists(st.floats(0.01, 1), min_size=2, max_size=2))
+)
+def test_a_kernel_with_a_bias_is_the_loop(n, window, seed, decays):
     torch.manual_seed(seed)
     q, k, v = torch.randn(3, 2, 2, n, 4, dtype=F64)
-    want = attention_reference(q, k, v, window)
-    bias = context_bias(n, 0, window, None, q)
-    assert (bias is None) == (n <= window + 1)
+    fade = None if decays is None else torch.tensor(decays, dtype=F64).log()
+    want = attention_reference(q, k, v, window, fade)
+    bias = context_bias(n, 0, window, None, q, None if fade is None else fade[:, None, None])
+    assert (bias is None) == (n <= window + 1 and fade is None)
     same(attend(q, k, v, bias), want)
+
+
+def test_what_fades_is_retention_in_the_exponent():
+    "Scores that are 0 leave retention's own weights, shared out; a decay of 1 leaves attention."
+    q, v = torch.zeros(1, 3, 9, 2, dtype=F64), torch.randn(1, 3, 9, 2, dtype=F64)
+    k, decays = torch.randn(1, 3, 9, 2, dtype=F64), torch.tensor([0.2, 0.9, 1.0], dtype=F64)
+    age = (torch.arange(9)[:, None] - torch.arange(9)).clamp(min=0)
+    weights = (decays[:, None, None] ** age).tril()
+    got = attend(q, k, v, context_bias(9, 0, 9, None, q, decays.log()[:, None, None]))
+    same(got, weights / weights.sum(-1, keepdim=True) @ v)
+    q = torch.randn(1, 3, 9, 2, dtype=F64)
+    got = attend(q, k, v, context_bias(9, 0, 9, None, q, decays.log()[:, None, None]))
+    same(got[:, 2], attend(q, k, v)[:, 2])
+
+
+def test_a_head_without_memory_still_reads_itself():
+    "A window of half a block of one token has the decay 0: its logarithm times an age of 0 is 0."
+    net = Attention(RetNetConfig(width=8, heads=2, windows=(0.5, 0.5)), 1, 4, fade=True)
+    y, state = net(torch.randn(2, 4, 1, 8))
+    assert y.isfinite().all() and state.isfinite().all()
 
 
 @settings(deadline=None, max_examples=30)
 @given(**sizes, with_state=st.booleans(), data=st.data())
 @torch.no_grad()
-def test_one_pass_is_step_by_step(B, T, K, K_a, layers, heads, d_k, W, seed, with_state, data):
-    net, x, xu, past = world(B, T, K, K_a, layers, heads, d_k, W, seed)
+def test_one_pass_is_step_by_step(
+    B, T, K, K_a, layers, heads, d_k, W, seed, fade, with_state, data
+):
+    net, x, xu, past = world(B, T, K, K_a, layers, heads, d_k, W, seed, fade)
     past = past if with_state else None
     (yu, S), (want, S_want) = pop_attention(net, x, xu, past), pop_reference(net, x, xu, past)
     assert yu.shape == (B, T, K, heads * d_k)
@@ -83,8 +112,8 @@ def test_one_pass_is_step_by_step(B, T, K, K_a, layers, heads, d_k, W, seed, wit
 @settings(deadline=None, max_examples=15)
 @given(**sizes, size=st.integers(1, 4))
 @torch.no_grad()
-def test_a_row_may_be_cut_at_any_token(B, T, K, K_a, layers, heads, d_k, W, seed, size):
-    net, x, _, past = world(B, T, K, K_a, layers, heads, d_k, W, seed)
+def test_a_row_may_be_cut_at_any_token(B, T, K, K_a, layers, heads, d_k, W, seed, fade, size):
+    net, x, _, past = world(B, T, K, K_a, layers, heads, d_k, W, seed, fade)
     want, S = net(x, past)
     rows, state, outputs = x.flatten(1, 2), past, []
     for part in rows.split(size, 1):
@@ -94,16 +123,19 @@ def test_a_row_may_be_cut_at_any_token(B, T, K, K_a, layers, heads, d_k, W, seed
     same(state, S)
 
 
+@pytest.mark.parametrize("fade", [False, True])
 @torch.no_grad()
-def test_against_the_whole_network_spelt_out():
+def test_against_the_whole_network_spelt_out(fade):
     "Without cache, window and blocks: every token at its own position, everything in one square."
-    net, x, _, _ = world(B=2, T=3, layers=3, W=9)
+    net, x, _, _ = world(B=2, T=3, layers=3, W=9, fade=fade)
+    lines = head_decays(2, (0.5, 6.0), 5).log() if fade else None
     stream, n = x.flatten(1, 2), 15
     turn = rotation(torch.arange(n), 4)
     for layer in net.layers:
         q, k, v, gate = layer.qkvg(layer.norm_retention(stream)).chunk(4, -1)
         q, k, v = (y.unflatten(-1, (2, 4)).transpose(1, 2) for y in (q, k, v))
-        o = attention_reference(rotate_reference(q, *turn), rotate_reference(k, *turn), v, n)
+        q, k = rotate_reference(q, *turn), rotate_reference(k, *turn)
+        o = attention_reference(q, k, v, n, lines)
         o = torch.nn.functional.layer_norm(o, (4,), eps=1e-6).transpose(1, 2).flatten(2)
         stream = layer.update(stream, o, gate)
     same(net(x)[0].flatten(1, 2), stream)
@@ -112,9 +144,9 @@ def test_against_the_whole_network_spelt_out():
 @settings(deadline=None, max_examples=20)
 @given(**sizes, data=st.data())
 @torch.no_grad()
-def test_padding_is_dropped(B, T, K, K_a, layers, heads, d_k, W, seed, data):
+def test_padding_is_dropped(B, T, K, K_a, layers, heads, d_k, W, seed, fade, data):
     "In front and behind, turned round or hidden by a bias; rows alone are the truth."
-    net, x, xu, _ = world(B, T, K, K_a, layers, heads, d_k, W, seed)
+    net, x, xu, _ = world(B, T, K, K_a, layers, heads, d_k, W, seed, fade)
     spans = [sorted(data.draw(st.tuples(st.integers(0, T), st.integers(0, T)))) for _ in range(B)]
     t = torch.arange(T)
     mask = torch.stack([(t >= i) & (t < j) for i, j in spans])
@@ -221,7 +253,7 @@ def test_each_layer_hands_on_one_window(layers, W):
 @pytest.mark.parametrize("first, slots, W", [(1, 0, 9), (3, 0, 2), (1, 10, 2), (2, 15, 3)])
 def test_tiles_cover_every_question_once(rows, first, slots, W):
     T, L, K, like = 5, 5, 4, torch.zeros(1)
-    tiles = question_tiles(T, L, K, first, slots, W * L, None, like, rows)
+    tiles = question_tiles(T, L, K, first, slots, W * L, None, like, rows=rows)
     assert [i for tile in tiles for i in range(tile.which.start, tile.which.stop)] == list(
         range(T + 1 - first)
     )
@@ -234,8 +266,9 @@ def test_tiles_cover_every_question_once(rows, first, slots, W):
         assert torch.equal(bias[0, 0, :, :keys] == 0, want)
 
 
-def test_gradients_are_those_of_the_reference():
-    net, x, xu, past = world(layers=3, K_a=2)
+@pytest.mark.parametrize("fade", [False, True])
+def test_gradients_are_those_of_the_reference(fade):
+    net, x, xu, past = world(layers=3, K_a=2, fade=fade)
     inputs = [t.requires_grad_() for t in (x, xu, past)] + list(net.parameters())
     def grads(f):
         yu, S = f(net, x, xu, past)
@@ -330,8 +363,9 @@ def test_tables_are_made_once_and_in_no_mode():
     pop_attention(net, x, xu)[0].sum().backward()
 
 
-def test_compiles_into_one_graph():
-    net, x, xu, past = world()
+@pytest.mark.parametrize("fade", [False, True])
+def test_compiles_into_one_graph(fade):
+    net, x, xu, past = world(fade=fade)
     mask = torch.tensor([[False, True, True, True]] * 3)
     cases = [(None, mask, 1, False), (past, mask, 2, True), (past, None, 1, True)]
     torch._dynamo.reset()
@@ -353,19 +387,22 @@ ATTENTION = WorldModelConfig(
 )
 
 
-def make(seed=0):
+def make(seed=0, fade=False):
     "V, and M with attention, for a world with every kind of modality."
     V, _ = make_retnet(seed)
-    M = WorldModel(V.layout, ACTIONS, ATTENTION, V.codebooks).double()
+    config = replace(ATTENTION, attention=AttentionConfig(6, fade))
+    M = WorldModel(V.layout, ACTIONS, config, V.codebooks).double()
     for p in M.parameters():
         torch.nn.init.normal_(p, std=0.3)
     return V, M
 
 
 @settings(deadline=None, max_examples=8)
-@given(T=st.integers(1, 5), B=st.integers(1, 3), first=st.integers(1, 5), seed=st.integers(0, 100))
-def test_a_world_model_in_one_pass_equals_steps(T, B, first, seed):
-    _, M = make(seed)
+@given(T=st.integers(1, 5), B=st.integers(1, 3), first=st.integers(1, 5), seed=st.integers(0, 100),
+       fade=st.booleans())
+def test_a_world_model_in_one_pass_equals_steps(T, B, first, seed, fade):
+    _, M = make(seed, fade)
+    assert (M.sequence.fade is not None) == fade
     s, first = segment(M, B, T, seed), min(first, T)
     whole, end = M(s["z"], s["action"], first=first)
     state, steps = None, []

@@ -178,3 +178,10 @@ def test_every_variant_of_a_gpu():
         name: f.get("failed") for name, f in found.items()
     }
     assert all(f["gpu"] and f["peak_bytes"]["M"] > 0 for f in found.values())
+
+
+@pytest.mark.parametrize("read", [1, 2])
+def test_dreams_after_fewer_steps_than_are_timed(read):
+    config = catch().change({**TINY, "train_c.burn_in": read, "train_c.context": 0})
+    found = module.bench(config, repeats=1)
+    assert all(x > 0 for x in found["seconds"].values())

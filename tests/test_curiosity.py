@@ -344,6 +344,7 @@ def test_bench_and_rehearsal_count_it():
     ({"curiosity.heads": 65}, "between 0 and 64"),
     ({"curiosity.heads": 4, "curiosity.weight": -0.5}, "curiosity.weight = -0.5 is out of range"),
     ({"curiosity.heads": 4, "curiosity.extrinsic": -1}, "curiosity.extrinsic = -1"),
+    ({"curiosity.heads": 4, "curiosity.weight": 0, "curiosity.extrinsic": 0}, "nothing to be paid"),
     ({"curiosity.weight": 10}, "--curiosity.heads 4"),
     ({"curiosity.extrinsic": 0}, "change nothing without heads"),
 ])
@@ -364,7 +365,7 @@ def test_processes_share_the_rows_of_every_head():
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("name", ["cartpole", "catch", "rooms"])
+@pytest.mark.parametrize("name", ["cartpole", "catch", "rooms", "parcels"])
 def test_it_can_be_compiled(name):
     "In one piece, for every kind of head; the values stay."
     s = prepare(toy(name, **{"curiosity.heads": 2}))

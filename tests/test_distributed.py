@@ -62,7 +62,9 @@ def fork(tmp_path_factory):
      {"world_model.sequence": "attention"},
      {"controller.value": "number", "train_c.average": 0.1},
      {"tokenizer.image.quantiser": "fsq", "tokenizer.image.levels": [4, 4],
-      "train_m.prioritised": 0.5, "curiosity.heads": 4, "curiosity.weight": 3.0}],
+      "world_model.sequence": "attention", "world_model.attention.fade": True,
+      "train_m.prioritised": 0.5, "train_m.reward_weight": 3.0, "curiosity.heads": 4,
+      "curiosity.weight": 3.0}],
     ids=["catch", "critic", "attention", "mean", "additions"]
 )
 def test_two_processes_are_one(fork, tmp_path, changes, double, tolerance):

@@ -52,6 +52,7 @@ def test_the_same_tokens_for_200_steps(exported):
 @pytest.mark.parametrize(
     "changes",
     [{"world_model.sequence": "attention"},
+     {"world_model.sequence": "attention", "world_model.attention.fade": True},
      {"tokenizer.image.quantiser": "fsq", "tokenizer.image.vocab": 512}],
 )
 def test_other_parts_in_the_same_places(changes, tmp_path):

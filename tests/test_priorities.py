@@ -122,7 +122,7 @@ def test_a_loss_apart_is_drawn_first_and_the_rest_is_uniform():
 def test_every_window_has_one_loss_of_its_own(history, T, data):
     buffer, _ = history
     own, W = Priorities(buffer, T, 0.3), buffer.count_windows(T)
-    assert own.losses().shape == (W,) and (own.losses() == NEW).all()
+    assert own.losses().shape == (W,) and (own.losses() == NEW).all() and NEW == 10
     if not W:
         with pytest.raises(UserError, match="holds 0 windows"):
             own.segments(1)

@@ -54,7 +54,8 @@ def finished_with_attention(tmp_path_factory):
 
 
 def with_attention():
-    return toy().change({"world_model.sequence": "attention"})
+    return toy().change({"world_model.sequence": "attention", "world_model.attention.fade": True,
+                         "train_m.reward_weight": 2.0})
 
 
 @pytest.mark.parametrize("stop", [1, 2])

@@ -185,6 +185,22 @@ def test_loss_equals_the_slow_one(seed, context, left, right):
     assert torch.equal(metrics["loss"], loss) and not any(x.requires_grad for x in metrics.values())
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0, 10.0])
+def test_the_reward_may_weigh_more(weight):
+    "Gradients are linear in the weight, and the reported terms do not depend on it."
+    _, M = make()
+    s, params = segment(M), [p for p in M.parameters() if p.requires_grad]
+    def of(weight):
+        loss, metrics = world_model_loss(M, **s, reward_weight=weight)
+        return torch.autograd.grad(loss, params, allow_unused=True), metrics
+    (without, a), (once, b), (more, c) = of(0.0), of(1.0), of(weight)
+    zero = lambda x, p: torch.zeros_like(p) if x is None else x
+    for p, x, y, z in zip(params, without, once, more):
+        x, y, z = zero(x, p), zero(y, p), zero(z, p)
+        close(z, x + weight * (y - x))
+    assert all(a[k] == b[k] == c[k] for k in ("obs", "reward", "done"))
+
+
 def test_padding_and_context_have_no_say():
     _, M = make()
     s = segment(M)
