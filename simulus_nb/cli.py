@@ -560,10 +560,10 @@ class DoctorCommand:
 
 # %% ../nbs/H_cli.ipynb #c023le3
 from .baselines import PLAYERS, challenge, check_player, plan, who_can
-from .kept import Place, keep_run, keep_state
+from .kept import keep_run, keep_state
 from .players import Match
 from .records import file_of, read_record, table, write_record
-from .run_record import check_lost, places_of, run_records, what_is_there
+from .run_record import Place, check_lost, places_of, run_records, what_is_there
 from .run_setup import prepare
 from simulus_nb.tasks import (
     OURS, TASKS, Row, match_of, outdated, record_rows, rows_of
