@@ -155,10 +155,10 @@ def as_bias(
 def taken_off(
     at: Tensor,             # (n,) positions of those who read
     read: Tensor,           # (m,) positions of what there is to read
-    fade: Tensor | None,    # (h, 1, 1) ln γ; None: nothing fades
-) -> Tensor | None:         # (h, n, m)
+    fade: Tensor,           # (h, 1, 1) ln γ
+) -> Tensor:                # (h, n, m)
     "What age takes off a score, head by head: Eq. (13.7a)."
-    return None if fade is None else (at[:, None] - read) * fade            # Eq. (13.7a)
+    return (at[:, None] - read) * fade                                      # Eq. (13.7a)
 
 def context_bias(
     n: int,                 # tokens of a pass
@@ -176,7 +176,7 @@ def context_bias(
     may = may_read(at, read, window)                            # Eq. (13.5)
     if seen is not None:                                        # padding reads at least itself
         may = may & seen[:, None] | (at[:, None] == read)
-    return as_bias(may, like, taken_off(at, read, fade))
+    return as_bias(may, like, None if fade is None else taken_off(at, read, fade))
 
 # %% ../nbs/13_attention.ipynb #a032at
 class Tile(NamedTuple):
@@ -208,7 +208,7 @@ def question_tiles(
         if seen is not None:
             old = old & seen[:, None, :len(read)]
             own = own.expand(len(seen), -1, -1)
-        taken = taken_off(at, torch.cat([read, at]), fade)
+        taken = None if fade is None else taken_off(at, torch.cat([read, at]), fade)
         bias = as_bias(torch.cat([old, own], -1), like, taken)
         out.append(Tile(slice(t - first, end - first), len(read), bias))
     return out

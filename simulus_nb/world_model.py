@@ -328,7 +328,8 @@ def world_model_loss(
     ends = done[:, :-1].to(chance.dtype)
     nll = F.binary_cross_entropy_with_logits(chance, ends, reduction="none")    # Eq. (14.15)
     end = average(nll, weight)
-    loss = obs + reward_weight * rew + end                                      # Eq. (14.17a)
+    heavy = rew if reward_weight == 1 else reward_weight * rew                  # Eq. (14.17a)
+    loss = obs + heavy + end                                                    # Eq. (14.16)
     parts = {f"obs/{key}": average(x, later) for key, x in each.items()} if len(each) > 1 else {}
     metrics = dict(loss=loss, obs=obs, reward=rew, done=end) | parts
     if reader is not None:
