@@ -9,8 +9,6 @@ task are. Every thousand steps the training stops and the run is looked at as `s
 does, by new episodes of the present policy. The file is written after each run; what is there
 stays. Seeds of the table in chapter 35 are not for this."""
 import argparse
-import json
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -18,9 +16,9 @@ import torch
 from simulus_nb import loop
 from simulus_nb.config import Config
 from simulus_nb.health import gather, look
-from simulus_nb.run_folder import circumstances
 from simulus_nb.run_setup import makers_of
-from simulus_nb.tasks import SEEDS, TASKS
+from simulus_nb.tasks import TASKS
+from trials import check_seeds, store
 
 KINDS = {
     "histogram": {"controller.value": "histogram", "train_c.average": 1.0},
@@ -69,8 +67,7 @@ def main() -> None:
     p.add_argument("--episodes", type=int, default=20, help="of each kind of play at a look")
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
-    if kept := set(a.seeds) & set(SEEDS):
-        p.error(f"seeds {sorted(kept)} are those of the table of chapter 35: take others")
+    check_seeds(p, a.seeds)
     torch.set_num_threads(1)
     for seed in a.seeds:
         for kind in a.kinds:
@@ -78,12 +75,7 @@ def main() -> None:
             seen = run(config, a.episodes, a.every)
             command = (f"python tools/forgetting.py --seeds {seed} --kinds {kind} "
                        f"--steps {a.steps} --out {a.out}")
-            facts = circumstances(config, torch.device("cpu"), command)
-            found = json.loads(a.out.read_text()) if a.out.exists() else {}
-            found[f"{kind}-{seed}"] = {"kind": kind, "date": date.today().isoformat(), **facts,
-                                       "points": seen}
-            rows = [f"{json.dumps(k)}: {json.dumps(found[k])}" for k in sorted(found)]
-            a.out.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf8")
+            store(a.out, kind, config, command, seen)
 
 
 if __name__ == "__main__":

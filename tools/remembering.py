@@ -9,8 +9,6 @@ would earn in episodes that it has never seen. Counted is how often the better o
 that are not struck out comes first: without memory every second time. The file is written after
 each run; what is there stays. Seeds of the tables in chapter 35 are not for this."""
 import argparse
-import json
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +17,10 @@ import torch
 from simulus_nb import loop
 from simulus_nb.config import Config
 from simulus_nb.memory import Memory
-from simulus_nb.run_folder import circumstances
 from simulus_nb.run_setup import makers_of
-from simulus_nb.tasks import MORE_SEEDS, SEEDS, TASKS
+from simulus_nb.tasks import TASKS
 from simulus_nb.world_model import WorldModel
+from trials import check_seeds, store
 
 KINDS = {
     "attention": {"world_model.attention.fade": False, "train_m.reward_weight": 1.0},
@@ -97,8 +95,7 @@ def main() -> None:
     p.add_argument("--episodes", type=int, default=200, help="questions at each look")
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
-    if kept := set(a.seeds) & {*SEEDS, *MORE_SEEDS}:
-        p.error(f"seeds {sorted(kept)} are those of tables of chapter 35: take others")
+    check_seeds(p, a.seeds)
     torch.set_num_threads(1)
     for seed in a.seeds:
         for kind in a.kinds:
@@ -106,12 +103,7 @@ def main() -> None:
             points = run(config, a.episodes)
             command = (f"python tools/remembering.py --seeds {seed} --kinds {kind} "
                        f"--updates {a.updates} --out {a.out}")
-            facts = circumstances(config, torch.device("cpu"), command)
-            found = json.loads(a.out.read_text()) if a.out.exists() else {}
-            found[f"{kind}-{seed}"] = {"kind": kind, "date": date.today().isoformat(), **facts,
-                                       "points": points}
-            rows = [f"{json.dumps(k)}: {json.dumps(found[k])}" for k in sorted(found)]
-            a.out.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf8")
+            store(a.out, kind, config, command, points)
 
 
 if __name__ == "__main__":
