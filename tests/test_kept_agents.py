@@ -337,6 +337,8 @@ def test_an_agent_of_the_book_is_the_one_of_its_row(path):
     assert agent.result.returns == row.record.returns and len(row.record.returns) == EPISODES
     assert agent.result.lengths == row.record.lengths
     assert agent.facts["env_steps"] == row.record.steps
+    for fact in ("cpu_seconds", "git_commit", "date"):              # not of an equal run elsewhere
+        assert agent.facts[fact] == getattr(row.record, fact)
 
 
 def plays_as_it_says(path, name, n=20):
