@@ -179,6 +179,10 @@ def check_fit(c: "Config") -> None:
             f"it gives each of {c.collect.num_envs} environments {ring} rows, "
             f"and segments and burn-in need {window}"
         )
+    if c.train_m.prioritised and c.collect.capacity < c.train_m.batch:
+        raise UserError(f"collect.capacity = {c.collect.capacity} is too small for prioritised "
+                        f"batches of {c.train_m.batch} windows, all different: raise it to "
+                        f"{c.train_m.batch}, or set train_m.prioritised = 0")
     reach = c.train_c.context + c.train_c.horizon - 1                           # Eq. (17.6a)
     if reach > c.train_m.segment:
         warnings.warn(
@@ -485,7 +489,8 @@ def atari100k() -> Config:
 def simulus_a() -> Config:
     "Simulus's newest release on Atari-100K, as far as it is known."
     return atari100k().change({
-        "world_model.sequence": "attention", "tokenizer.image.quantiser": "fsq"})
+        "world_model.sequence": "attention", "tokenizer.image.quantiser": "fsq",
+        "curiosity.only_collecting": True})
 
 # %% ../nbs/21_config.ipynb #c028pf
 def dmc() -> Config:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .agent import Agent
 from .config import Config
 from .controller import Controller
-from .curiosity import paid
+from .curiosity import Ensemble, paid
 from .imagination import controller_loss, imagine
 from .perceptual import make_perceptual
 from .replay import Segment
@@ -126,11 +126,14 @@ def losses_of(
             )
     of_c = partial(controller_loss, C, everyone=team.everyone, mean_of_all=team.mean_of_all)
     of_m = partial(world_model_loss, M, mean_of_all=team.mean_of_all,
-                   record=config.train_m.prioritised > 0, reader=None if E is None else E.loss,
+                   record=config.train_m.prioritised > 0,
                    reward_weight=config.train_m.reward_weight)
-    taught = M if E is None else nn.ModuleList([M, E])
-    losses = {"m": team.parallel(taught, make(of_m)),
-              "c": team.parallel(C, of_c), "critic": team.parallel(C, of_c, idle=True)}
+    losses = {"c": team.parallel(C, of_c), "critic": team.parallel(C, of_c, idle=True)}
+    if E is None or config.curiosity.only_collecting:
+        losses["m"] = team.parallel(M, make(of_m))
+    if E is not None:
+        reads_along = make(partial(of_m, reader=E.loss))
+        losses["curious m"] = team.parallel(nn.ModuleList([M, E]), reads_along)
     if V.images():                                              # else there is nothing to learn
         losses["v"] = team.parallel(V, make(partial(V.loss, everyone=team.everyone)))
     return losses
@@ -189,6 +192,17 @@ def _updated(
     module.eval()
     return {**metrics, "grad_norm": norm}
 
+def _steps_of(learner: "Learner") -> dict[str, Callable]:
+    "{kind of update: of {name: tensor}}; `critic`: of C without its actor; curious: with heads."
+    heads = learner.agent.curiosity
+    of_c = lambda kind, heads: partial(learner._c, kind=kind, ensemble=heads)
+    steps = {"v": learner._v, "m": partial(learner._m, ensemble=None),
+             "c": of_c("c", None), "critic": of_c("critic", None)}
+    if heads is not None:
+        steps |= {"curious m": partial(learner._m, ensemble=heads),
+                  "curious c": of_c("c", heads), "curious critic": of_c("critic", heads)}
+    return steps
+
 def _followed(learner: "Learner", told: dict[str, Tensor]) -> dict[str, Tensor]:
     "After an update of the C that learns: the C that plays follows, where it is another."
     plays, learns = learner.agent.controller, learner.controller
@@ -220,20 +234,24 @@ class Learner:
         self.losses = losses_of(agent, config, make, team, self.controller)
         self.encode, self.predict = make(agent.tokenizer.encode), make(agent.world_model.forward)
         self.doubt = None if agent.curiosity is None else make(agent.curiosity.forward)
-        self.steps = {"v": self._v, "m": self._m, "c": partial(self._c, actor=True),
-                      "critic": partial(self._c, actor=False)}
+        self.steps = _steps_of(self)
 
     def v_step(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
         "One update of V on raw observations {key: (B, ...)}."
         return self.step("v", frames)
 
-    def m_step(self, s: Segment) -> dict[str, Tensor]:
+    def m_step(self, s: Segment, curious: bool = True) -> dict[str, Tensor]:
         "One update of M on the tokens of real segments; `windows`: their losses, to be recorded."
-        return self.step("m", vars(s))
+        return self.step(self._kind("m", curious), vars(s))
 
-    def c_step(self, context: Segment, actor: bool = True) -> dict[str, Tensor]:
+    def c_step(
+        self, context: Segment, actor: bool = True, curious: bool = True
+    ) -> dict[str, Tensor]:
         "One update of C on dreams that begin after real contexts; no real reward, Eq. (23.6)."
-        return self.step("c" if actor else "critic", vars(context))
+        return self.step(self._kind("c" if actor else "critic", curious), vars(context))
+
+    def _kind(self, name: str, curious: bool) -> str:
+        return f"curious {name}" if curious and self.doubt is not None else name
 
     def step(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         "One update on this process's part of the batch; metrics of the whole."
@@ -245,24 +263,27 @@ class Learner:
             loss, metrics = self.losses["v"](frames, self.perceptual)
         return _updated(tokenizer, self.optimizers["v"], loss, metrics, self.config.train_v.clip)
 
-    def _m(self, segment: dict[str, Tensor]) -> dict[str, Tensor]:
-        s, agent, ensemble = Segment(**segment), self.agent, self.agent.curiosity
-        model = agent.world_model.train()
+    def _m(self, segment: dict[str, Tensor], ensemble: Ensemble | None) -> dict[str, Tensor]:
+        s, agent = Segment(**segment), self.agent
+        model, kind = agent.world_model.train(), "m" if ensemble is None else "curious m"
         with self.arithmetic(model, ensemble), self.team.own_noise(self.generator, agent.device):
-            loss, metrics = self.losses["m"](
+            loss, metrics = self.losses[kind](
                 s.z, s.action, s.reward, s.done, s.mask, self.config.train_m.context)
         also = [] if ensemble is None else [(ensemble, self.optimizers["curiosity"])]
         return _updated(model, self.optimizers["m"], loss, metrics, self.config.train_m.clip, *also)
 
-    def _c(self, context: dict[str, Tensor], actor: bool) -> dict[str, Tensor]:
+    def _c(
+        self, context: dict[str, Tensor], kind: str, ensemble: Ensemble | None
+    ) -> dict[str, Tensor]:
         c, model, controller = self.config.train_c, self.agent.world_model, self.controller
-        with (self.arithmetic(model, controller, self.agent.curiosity),
+        doubt = None if ensemble is None else self.doubt
+        with (self.arithmetic(model, controller, ensemble),
               self.team.own_noise(self.generator, self.agent.device) as generator):
             dream = imagine(model, controller, Segment(**context), c.horizon, generator,
-                            c.context, self.predict, self.doubt)    # Eq. (23.6): no real reward
+                            c.context, self.predict, doubt)         # Eq. (23.6): no real reward
         dream = dream if self.doubt is None else paid(dream, self.config.curiosity)  # Eq. (18.9)
         controller.train()                                  # cuDNN's LSTM learns in no other mode
         with self.arithmetic(controller):
-            loss, told = self.losses["c" if actor else "critic"](dream, self.scale, c.loss, actor)
+            loss, told = self.losses[kind](dream, self.scale, c.loss, kind == "c")
         told = _updated(controller, self.optimizers["c"], loss, told, c.clip)
         return _followed(self, told)

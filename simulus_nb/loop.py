@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STRETCH', 'STAGES', 'Cursor', 'RunState', 'specs_in', 'specs_of', 'make_agent', 'make_replay', 'make_priorities',
            'seed_all', 'new_state', 'begin_episodes', 'restart', 'so_far', 'collect', 'average', 'repeat', 'learn_v',
-           'tokenise', 'm_batch', 'm_update', 'learn_m', 'learn_c', 'undisturbed', 'judge', 'compare', 'best_agent',
-           'due', 'run_epoch', 'Diverged', 'check_finite']
+           'tokenise', 'is_curious_now', 'm_batch', 'm_update', 'learn_m', 'learn_c', 'undisturbed', 'judge', 'compare',
+           'best_agent', 'due', 'run_epoch', 'Diverged', 'check_finite']
 
 # %% ../nbs/23_loop.ipynb #c003
 import random
@@ -27,6 +27,7 @@ from .agent import Agent, pick_device
 from .checkpoint import rng_state, set_rng_state
 from .collect import Collector
 from .config import Config
+from .curiosity import is_curious
 from .evaluate import Evaluation, close_all, evaluate
 from .learner import Learner, to_device
 from .priorities import Priorities
@@ -225,6 +226,12 @@ def tokenise(state: RunState, batch: int = 512) -> None:
         state.pause()                                   # taken up again, the stage starts over
 
 
+def is_curious_now(state: RunState) -> bool:
+    "Whether the heads learn and are paid for in the coming epoch: Eq. (18.9a)."
+    c = state.config
+    return is_curious(c.curiosity, state.epoch, c.collecting)                      # Eq. (18.9a)
+
+
 def m_batch(state: RunState) -> Segment:
     "Segments for one update of M: all alike, or some by their recorded losses, Eq. (3.4)."
     m = state.config.train_m
@@ -236,7 +243,7 @@ def m_batch(state: RunState) -> Segment:
 def m_update(state: RunState) -> dict[str, Tensor]:
     "One update of M; the losses of its windows are recorded, if anybody draws by them."
     segment = m_batch(state)
-    metrics = state.learner.m_step(segment)
+    metrics = state.learner.m_step(segment, is_curious_now(state))
     if state.priorities is not None:
         state.priorities.record(segment, metrics.pop("windows"))                # Eq. (3.5)
     return metrics
@@ -251,10 +258,10 @@ def learn_m(state: RunState, updates: int | None = None) -> dict[str, float]:
 def learn_c(state: RunState, updates: int | None = None) -> dict[str, float]:
     "Update C on dreams: Eq. (23.2)."
     c = state.config.train_c
-    actor = state.epoch >= c.start + c.critic_first
+    actor, curious = state.epoch >= c.start + c.critic_first, is_curious_now(state)
     draw = lambda: state.replay.contexts(c.batch, c.burn_in, state.generator)
     return repeat(state, "c", c.steps if updates is None else updates,
-                  lambda: state.learner.c_step(draw(), actor))
+                  lambda: state.learner.c_step(draw(), actor, curious))
 
 # %% ../nbs/23_loop.ipynb #c034a
 @contextmanager

@@ -309,6 +309,12 @@ def memory_shares(
         found[width] = 16 * sum(p.numel() for p in getattr(agent, owner).parameters())
     if agent.curiosity is not None:
         found["--curiosity.heads"] = 16 * sum(p.numel() for p in agent.curiosity.parameters())
+    m = config.world_model
+    if m.sequence == "attention":       # keys and values that a batch of dreams looks back on
+        tokens = config.train_c.batch * m.attention.window * agent.world_model.sequence.block
+        width = 2 if precision == "bfloat16" else 4
+        found["--world-model.attention.window"] = (
+            2 * m.retnet.layers * m.retnet.width * tokens * width)
     value = lambda option: given[option.removeprefix("--").replace("-", "_")]
     return {f"{o} {value(o)}": found[o] for o in sorted(found, key=found.get, reverse=True)}
 

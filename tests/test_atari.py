@@ -170,7 +170,7 @@ def test_a_game_stopped_in_the_middle_goes_on(finished, tmp_path):
     that nobody stopped."""
     first = Trainer(tiny(), tmp_path / "cut", progress=False, command="test")
     m_step = first.learner.m_step
-    first.learner.m_step = lambda batch: signal.raise_signal(signal.SIGINT) or m_step(batch)
+    first.learner.m_step = lambda *batch: signal.raise_signal(signal.SIGINT) or m_step(*batch)
     with pytest.raises(Stopped):
         first.train()
     assert (

@@ -17,9 +17,9 @@ from simulus_nb.curiosity import CuriosityConfig, Ensemble, paid, shared_out
 from simulus_nb.files import DamagedError
 from simulus_nb.imagination import Dream, foretell, imagine
 from simulus_nb.learner import losses_of
-from simulus_nb.loop import collect, learn_c, learn_m, run_epoch, tokenise
+from simulus_nb.loop import collect, learn_c, learn_m, m_batch, run_epoch, tokenise
 from simulus_nb.metrics import metric_key
-from simulus_nb.rehearsal import memory_shares, needs
+from simulus_nb.rehearsal import Tally, memory_shares, needs
 from simulus_nb.replay import Segment
 from simulus_nb.retnet import RetNetConfig
 from simulus_nb.run_setup import infer_specs, prepare
@@ -258,6 +258,65 @@ def test_no_weight_changes_nothing_for_the_controller():
 
 # ------------------------------------------------------------------------------------- the run
 
+def learnt(config, epoch):
+    "A run after two updates of M and of C in this epoch; its state before, and what it told."
+    s = prepare(config)
+    collect(s)
+    tokenise(s)
+    before = {k: x.clone() for k, x in s.agent.state_dict().items()}
+    s.epoch = epoch
+    told = learn_m(s, 2), learn_c(s, 2)
+    s.worlds.close()
+    return s, before, told
+
+
+def test_curiosity_may_end_with_the_collection():
+    """From the first epoch that collects nothing on: M and C learn as without heads, with M's own
+    reward in its weight, for as many operations, and the heads stay as they are. Before: as
+    always."""
+    weights = {"curiosity.heads": 4, "curiosity.weight": 10.0, "train_m.clip": 0.01}
+    some = toy(**weights, **{"learn_on": 1, "curiosity.only_collecting": True})
+    (s, before, (m, c)), (plain, _, found) = (
+        learnt(config, 1) for config in (some, toy(**{"train_m.clip": 0.01})))
+    now, theirs = s.agent.state_dict(), plain.agent.state_dict()
+    assert all(torch.equal(now[k], x) for k, x in theirs.items()) and (m, c) == found
+    heads = [k for k in now if k.startswith("curiosity.")]
+    assert heads and all(torch.equal(now[k], before[k]) for k in heads)
+    assert not s.learner.optimizers["curiosity"].state
+    (early, _, of_early), (always, _, of_always), (late, _, of_late) = (
+        learnt(some if short else toy(**weights), epoch)
+        for short, epoch in ((True, 0), (False, 0), (False, 1)))
+    for other, told in ((always, of_always), (late, of_late)):
+        state = other.agent.state_dict()
+        assert all(torch.equal(x, state[k]) for k, x in early.agent.state_dict().items())
+        assert told == of_early and "ensemble" in told[0] and "disagreement" in told[1]
+    half = learnt(some.change({"curiosity.extrinsic": 0.5}), 1)[0].agent.state_dict()
+    assert {k.split(".")[0] for k, x in half.items() if not torch.equal(x, now[k])} == {
+        "controller"}                                           # its reward has another weight
+    counts = []
+    for one in (s, plain):
+        segment, start = m_batch(one), one.replay.contexts(4, 3, one.generator)
+        with Tally() as seen:
+            one.learner.m_step(segment, curious=False)
+            one.learner.c_step(start, curious=False)
+        counts.append((seen.flops, seen.calls))
+    (flops, calls), (of_plain, fewer) = counts
+    assert flops == of_plain and calls == fewer + 1             # (18.9): times w_ext
+
+
+def test_the_end_of_curiosity_is_crossed_by_a_run(tmp_path):
+    "Whole epochs on both sides of it; and one that is stopped there goes on as if it had not been."
+    config = toy(**{"curiosity.heads": 4, "learn_on": 1, "curiosity.only_collecting": True})
+    ends = []
+    for stop in (None, "m", "c"):
+        s, record = two_epochs(config, stop, tmp_path / str(stop))
+        assert "m/ensemble" not in record and "c/disagreement" not in record and "m/obs" in record
+        ends.append((s.agent.state_dict(), record))
+    (state, record), *others = ends
+    assert all(told == record for _, told in others)
+    assert all(torch.equal(x, other[k]) for other, _ in others for k, x in state.items())
+
+
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_kind_of_observation(name):
     s = prepare(toy(name, **{"curiosity.heads": 2}))
@@ -345,6 +404,7 @@ def test_bench_and_rehearsal_count_it():
     ({"curiosity.heads": 4, "curiosity.weight": -0.5}, "curiosity.weight = -0.5 is out of range"),
     ({"curiosity.heads": 4, "curiosity.extrinsic": -1}, "curiosity.extrinsic = -1"),
     ({"curiosity.heads": 4, "curiosity.weight": 0, "curiosity.extrinsic": 0}, "nothing to be paid"),
+    ({"curiosity.only_collecting": True}, "only_collecting changes nothing without heads"),
     ({"curiosity.weight": 10}, "--curiosity.heads 4"),
     ({"curiosity.extrinsic": 0}, "change nothing without heads"),
 ])

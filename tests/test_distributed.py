@@ -58,7 +58,8 @@ def fork(tmp_path_factory):
 @pytest.mark.parametrize("double, tolerance", [(False, 2e-4), (True, 1e-9)])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"env": "CartPole-v1", "tokenizer.vector_levels": 25, "train_c.critic_first": 10**6},
+    [{}, {"env": "CartPole-v1", "tokenizer.vector_levels": 25, "train_c.critic_first": 10**6,
+          "curiosity.heads": 2, "curiosity.only_collecting": True},
      {"world_model.sequence": "attention"},
      {"controller.value": "number", "train_c.average": 0.1},
      {"tokenizer.image.quantiser": "fsq", "tokenizer.image.levels": [4, 4],

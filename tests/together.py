@@ -66,6 +66,7 @@ def steps(task):
     tokenise(run)
     found["m"] = learn_m(run, 20)
     run.epoch = 10_000
+    found["m later"] = learn_m(run, 2)
     torch.manual_seed(1)
     found["c"] = learn_c(run, 20)
     state = {
@@ -97,11 +98,11 @@ def disturbed(task, rank):
     "Let this process die, or be asked to stop, at an update of M."
     step, seen = learner.Learner.m_step, [0]
 
-    def m_step(self, segment):
+    def m_step(self, segment, *rest):
         seen[0] += 1
         if seen[0] == task["at"]:
             os.kill(os.getpid(), signal.SIGKILL if rank == task.get("kill") else signal.SIGTERM)
-        return step(self, segment)
+        return step(self, segment, *rest)
 
     if rank in (task.get("kill"), task.get("signalled")):
         learner.Learner.m_step = m_step

@@ -27,7 +27,8 @@ WORLDS = {"catch": ("catch", {}), "cartpole": ("small", {}),
               "env": "simulus/Parcels-v0", "curiosity.heads": 2, "train_m.prioritised": 0.5,
               "tokenizer.image.quantiser": "fsq", "tokenizer.image.levels": [4, 4],
               "world_model.sequence": "attention", "world_model.attention.fade": True,
-              "train_m.reward_weight": 3.0}),
+              "train_m.reward_weight": 3.0, "curiosity.only_collecting": True,
+              "epochs": 3, "learn_on": 1}),
           "minigrid": ("minigrid", {}), "pendulum": ("control", {})}
 TOY = {
     "epochs": 2, "save_every": 1, "threads": 1, "device": "cuda", "collect.steps": 24,
