@@ -1,10 +1,11 @@
-"""When M learns what the world Memory asks for: four ways to set it up, looked at on the way.
+"""When M learns what the world Memory asks for: five ways to set it up, looked at on the way.
 
     python tools/remembering.py --seeds 1 2 3 --out nbs/data/remembering.json
 
-Each run has the settings of the task `memory` (chapter 35), but C never learns. `both` is the M of
-the task: attention whose heads fade, and a weight on the reward's loss. `fading` lacks the weight,
-`weighted` the fading, `attention` both. After every epoch of updates M is asked what each answer
+Each run has the settings of the task `memory` (chapter 35), but C never learns. `slow` is the M of
+the task: attention with four heads a layer that fade slowly, and a weight on the reward's loss.
+`both` has two heads a layer, of which one is slow; `fading` lacks the weight too, `weighted` the
+fading, `attention` both. After every epoch of updates M is asked what each answer
 would earn in episodes that it has never seen. Counted is how often the better of the two answers
 that are not struck out comes first: without memory every second time. The file is written after
 each run; what is there stays. Seeds of the tables in chapter 35 are not for this."""
@@ -22,11 +23,13 @@ from simulus_nb.tasks import TASKS
 from simulus_nb.world_model import WorldModel
 from trials import check_seeds, store
 
+ONE_SLOW = {"world_model.retnet.heads": 2, "world_model.retnet.windows": (2.0, 64.0)}
 KINDS = {
-    "attention": {"world_model.attention.fade": False, "train_m.reward_weight": 1.0},
-    "fading": {"train_m.reward_weight": 1.0},
-    "weighted": {"world_model.attention.fade": False},
-    "both": {},
+    "attention": {**ONE_SLOW, "world_model.attention.fade": False, "train_m.reward_weight": 1.0},
+    "fading": {**ONE_SLOW, "train_m.reward_weight": 1.0},
+    "weighted": {**ONE_SLOW, "world_model.attention.fade": False},
+    "both": ONE_SLOW,
+    "slow": {},
 }
 Asked = list[tuple[list[int], list[int], int]]          # what was shown, what was done, the signal
 

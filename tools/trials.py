@@ -9,12 +9,12 @@ import torch
 
 from simulus_nb.config import Config
 from simulus_nb.run_folder import circumstances
-from simulus_nb.tasks import MORE_SEEDS, SEEDS
+from simulus_nb.tasks import TASKS
 
 
 def check_seeds(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
     "Seeds of the tables of chapter 35 are not for choosing anything."
-    if kept := {*seeds} & {*SEEDS, *MORE_SEEDS}:
+    if kept := {*seeds} & {seed for task in TASKS.values() for seed in task.seeds}:
         parser.error(f"seeds {sorted(kept)} are those of tables of chapter 35: take others")
 
 
