@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Precision', 'PRESETS', 'FAMILIES', 'CollectConfig', 'VTraining', 'MTraining', 'CTraining', 'EvaluationConfig',
-           'check_ranges', 'SettingsWarning', 'check_fit', 'is_json', 'from_older', 'Config', 'flat', 'differences',
-           'overlay', 'catch', 'small', 'minigrid', 'minatar', 'control', 'dmc_small', 'craftax_small', 'as_published',
-           'in_full', 'core', 'atari100k', 'simulus_a', 'dmc', 'craftax', 'rem', 'atari_smoke', 'preset', 'preset_for',
-           'cost', 'too_late']
+           'check_ranges', 'SettingsWarning', 'check_fit', 'idle_settings', 'is_json', 'from_older', 'Config', 'flat',
+           'differences', 'overlay', 'catch', 'small', 'minigrid', 'minatar', 'control', 'dmc_small', 'craftax_small',
+           'as_published', 'in_full', 'core', 'atari100k', 'simulus_a', 'dmc', 'craftax', 'rem', 'atari_smoke',
+           'preset', 'preset_for', 'cost', 'too_late']
 
 # %% ../nbs/21_config.ipynb #c002
 import dataclasses
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .agent import from_older_parts, from_plain
+from .attention import AttentionConfig
 from .controller import ControllerConfig
 from .curiosity import CuriosityConfig, check_curiosity
 from .ids import atari_game
@@ -192,6 +193,8 @@ def check_fit(c: "Config") -> None:
             SettingsWarning,
             stacklevel=4,
         )
+    for line in idle_settings(c):
+        warnings.warn(line, SettingsWarning, stacklevel=4)
     t = c.tokenizer
     for name, vocab in (
         ("image.vocab", t.image.vocab), ("vector_levels", t.vector_levels),
@@ -219,6 +222,17 @@ def check_fit(c: "Config") -> None:
         )
 
 # %% ../nbs/21_config.ipynb #c018
+def idle_settings(c: "Config") -> list[str]:
+    "One line for each group of settings that was changed and has no effect beside the others."
+    m, image, lines = c.world_model, c.tokenizer.image, []
+    if m.sequence != "attention" and m.attention != AttentionConfig():
+        lines.append("world_model.attention changes nothing with retention: "
+                     "add --world-model.sequence attention, or leave it out")
+    if image.quantiser != "fsq" and image.levels != VQVAEConfig().levels:
+        lines.append(f"tokenizer.image.levels changes nothing with {image.quantiser}: "
+                     "add --tokenizer.image.quantiser fsq, or leave it out")
+    return lines
+
 def is_json(value: Any) -> bool:
     "Whether `value` survives being written as JSON and read again."
     try:
