@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Precision', 'PRESETS', 'FAMILIES', 'CollectConfig', 'VTraining', 'MTraining', 'CTraining', 'EvaluationConfig',
-           'check_ranges', 'SettingsWarning', 'check_fit', 'idle_settings', 'is_json', 'from_older', 'Config', 'flat',
-           'differences', 'overlay', 'catch', 'small', 'minigrid', 'minatar', 'control', 'dmc_small', 'craftax_small',
-           'as_published', 'in_full', 'core', 'atari100k', 'simulus_a', 'dmc', 'craftax', 'rem', 'atari_smoke',
-           'preset', 'preset_for', 'cost', 'too_late']
+           'check_ranges', 'SettingsWarning', 'check_fit', 'idle_settings', 'check_capacity', 'is_json', 'from_older',
+           'Config', 'flat', 'differences', 'overlay', 'catch', 'small', 'minigrid', 'minatar', 'control', 'dmc_small',
+           'craftax_small', 'as_published', 'in_full', 'core', 'atari100k', 'simulus_a', 'dmc', 'craftax', 'rem',
+           'atari_smoke', 'preset', 'preset_for', 'cost', 'too_late']
 
 # %% ../nbs/21_config.ipynb #c002
 import dataclasses
@@ -171,19 +171,7 @@ def check_fit(c: "Config") -> None:
     if c.learn_on >= c.epochs:
         raise UserError(f"learn_on = {c.learn_on} leaves none of {c.epochs} epochs to collect in: "
                         "use more epochs, or --learn-on 0")
-    ring, window = (
-        c.collect.capacity // c.collect.num_envs, max(c.train_m.segment, c.train_c.burn_in) + 1
-    )
-    if ring < window:
-        raise UserError(
-            f"collect.capacity = {c.collect.capacity} is too small: "
-            f"it gives each of {c.collect.num_envs} environments {ring} rows, "
-            f"and segments and burn-in need {window}"
-        )
-    if c.train_m.prioritised and c.collect.capacity < c.train_m.batch:
-        raise UserError(f"collect.capacity = {c.collect.capacity} is too small for prioritised "
-                        f"batches of {c.train_m.batch} windows, all different: raise it to "
-                        f"{c.train_m.batch}, or set train_m.prioritised = 0")
+    check_capacity(c)
     reach = c.train_c.context + c.train_c.horizon - 1                           # Eq. (17.6a)
     if reach > c.train_m.segment:
         warnings.warn(
@@ -232,6 +220,21 @@ def idle_settings(c: "Config") -> list[str]:
         lines.append(f"tokenizer.image.levels changes nothing with {image.quantiser}: "
                      "add --tokenizer.image.quantiser fsq, or leave it out")
     return lines
+
+def check_capacity(c: "Config") -> None:
+    "Raise `UserError` where the replay buffer is too small for what is read from it."
+    collect, m = c.collect, c.train_m
+    ring, window = collect.capacity // collect.num_envs, max(m.segment, c.train_c.burn_in) + 1
+    if ring < window:
+        raise UserError(
+            f"collect.capacity = {collect.capacity} is too small: "
+            f"it gives each of {collect.num_envs} environments {ring} rows, "
+            f"and segments and burn-in need {window}"
+        )
+    if m.prioritised and collect.capacity < m.batch:
+        raise UserError(f"collect.capacity = {collect.capacity} is too small for prioritised "
+                        f"batches of {m.batch} windows, all different: raise it to {m.batch}, "
+                        "or set train_m.prioritised = 0")
 
 def is_json(value: Any) -> bool:
     "Whether `value` survives being written as JSON and read again."

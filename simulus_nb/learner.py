@@ -192,17 +192,6 @@ def _updated(
     module.eval()
     return {**metrics, "grad_norm": norm}
 
-def _steps_of(learner: "Learner") -> dict[str, Callable]:
-    "{kind of update: of {name: tensor}}; `critic`: of C without its actor; curious: with heads."
-    heads = learner.agent.curiosity
-    of_c = lambda kind, heads: partial(learner._c, kind=kind, ensemble=heads)
-    steps = {"v": learner._v, "m": partial(learner._m, ensemble=None),
-             "c": of_c("c", None), "critic": of_c("critic", None)}
-    if heads is not None:
-        steps |= {"curious m": partial(learner._m, ensemble=heads),
-                  "curious c": of_c("c", heads), "curious critic": of_c("critic", heads)}
-    return steps
-
 def _followed(learner: "Learner", told: dict[str, Tensor]) -> dict[str, Tensor]:
     "After an update of the C that learns: the C that plays follows, where it is another."
     plays, learns = learner.agent.controller, learner.controller
@@ -210,6 +199,50 @@ def _followed(learner: "Learner", told: dict[str, Tensor]) -> dict[str, Tensor]:
         updates = next(iter(learner.optimizers["c"].state.values()))["step"]
         follow(plays, learns, learner.config.train_c.average, updates)      # Eq. (23.4a)
     return told
+
+# %% ../nbs/23_loop.ipynb #c013b
+def _v_step(learner: "Learner", frames: dict[str, Tensor]) -> dict[str, Tensor]:
+    tokenizer, clip = learner.agent.tokenizer.train(), learner.config.train_v.clip
+    with learner.arithmetic(tokenizer, learner.perceptual):
+        loss, metrics = learner.losses["v"](frames, learner.perceptual)
+    return _updated(tokenizer, learner.optimizers["v"], loss, metrics, clip)
+
+def _m_step(
+    learner: "Learner", heads: Ensemble | None, segment: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    s, agent, m = Segment(**segment), learner.agent, learner.config.train_m
+    model, kind = agent.world_model.train(), "m" if heads is None else "curious m"
+    noise = learner.team.own_noise(learner.generator, agent.device)
+    with learner.arithmetic(model, heads), noise:
+        loss, metrics = learner.losses[kind](s.z, s.action, s.reward, s.done, s.mask, m.context)
+    also = [] if heads is None else [(heads, learner.optimizers["curiosity"])]
+    return _updated(model, learner.optimizers["m"], loss, metrics, m.clip, *also)
+
+def _c_step(
+    learner: "Learner", kind: str, heads: Ensemble | None, context: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    config, agent, controller = learner.config, learner.agent, learner.controller
+    c, model, doubt = config.train_c, agent.world_model, None if heads is None else learner.doubt
+    noise = learner.team.own_noise(learner.generator, agent.device)
+    with learner.arithmetic(model, controller, heads), noise as generator:
+        dream = imagine(model, controller, Segment(**context), c.horizon, generator, c.context,
+                        learner.predict, doubt)                     # Eq. (23.6): no real reward
+    dream = dream if agent.curiosity is None else paid(dream, config.curiosity)     # Eq. (18.9)
+    controller.train()                                      # cuDNN's LSTM learns in no other mode
+    with learner.arithmetic(controller):
+        loss, told = learner.losses[kind](dream, learner.scale, c.loss, kind == "c")
+    told = _updated(controller, learner.optimizers["c"], loss, told, c.clip)
+    return _followed(learner, told)
+
+def _steps_of(learner: "Learner") -> dict[str, Callable]:
+    "{kind of update: of {name: tensor}}; `critic`: of C without its actor; curious: with heads."
+    steps = {"v": partial(_v_step, learner)}
+    for heads in dict.fromkeys((None, learner.agent.curiosity)):
+        curious = "" if heads is None else "curious "
+        steps[f"{curious}m"] = partial(_m_step, learner, heads)
+        steps |= {curious + kind: partial(_c_step, learner, kind, heads)
+                  for kind in ("c", "critic")}
+    return steps
 
 # %% ../nbs/23_loop.ipynb #c014
 class Learner:
@@ -256,34 +289,3 @@ class Learner:
     def step(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         "One update on this process's part of the batch; metrics of the whole."
         return _of_the_whole(self.steps[name](self.team.mine(batch)), self.team)
-
-    def _v(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
-        tokenizer = self.agent.tokenizer.train()
-        with self.arithmetic(tokenizer, self.perceptual):
-            loss, metrics = self.losses["v"](frames, self.perceptual)
-        return _updated(tokenizer, self.optimizers["v"], loss, metrics, self.config.train_v.clip)
-
-    def _m(self, segment: dict[str, Tensor], ensemble: Ensemble | None) -> dict[str, Tensor]:
-        s, agent = Segment(**segment), self.agent
-        model, kind = agent.world_model.train(), "m" if ensemble is None else "curious m"
-        with self.arithmetic(model, ensemble), self.team.own_noise(self.generator, agent.device):
-            loss, metrics = self.losses[kind](
-                s.z, s.action, s.reward, s.done, s.mask, self.config.train_m.context)
-        also = [] if ensemble is None else [(ensemble, self.optimizers["curiosity"])]
-        return _updated(model, self.optimizers["m"], loss, metrics, self.config.train_m.clip, *also)
-
-    def _c(
-        self, context: dict[str, Tensor], kind: str, ensemble: Ensemble | None
-    ) -> dict[str, Tensor]:
-        c, model, controller = self.config.train_c, self.agent.world_model, self.controller
-        doubt = None if ensemble is None else self.doubt
-        with (self.arithmetic(model, controller, ensemble),
-              self.team.own_noise(self.generator, self.agent.device) as generator):
-            dream = imagine(model, controller, Segment(**context), c.horizon, generator,
-                            c.context, self.predict, doubt)         # Eq. (23.6): no real reward
-        dream = dream if self.doubt is None else paid(dream, self.config.curiosity)  # Eq. (18.9)
-        controller.train()                                  # cuDNN's LSTM learns in no other mode
-        with self.arithmetic(controller):
-            loss, told = self.losses[kind](dream, self.scale, c.loss, kind == "c")
-        told = _updated(controller, self.optimizers["c"], loss, told, c.clip)
-        return _followed(self, told)
