@@ -43,7 +43,7 @@ from .spaces import UserError
 DISCRETE = ("random", "constant", "replay", "search", "dqn", "dqn-more", "ppo", "ours")
 KNOWN = ("random", "constant", "replay", "rule", "search", "dqn", "dqn-more", "ppo", "ours")
 CONTINUOUS = ("random", "constant", "replay", "search", "ppo", "sac", "ours")
-SEEDS = (10, 11, 12, 13, 14)                # not used for choosing anything
+SEEDS = (10, 11, 12, 13, 14)                # not used for choosing in tasks that have them
 MORE_SEEDS = (20, 21, 22, 23, 24)           # where some of these were
 NEW_SEEDS = (30, 31, 32, 33, 34)            # where settings were changed after those
 EPISODES, INTERIM, POINTS = 100, 20, 10     # final evaluation; interim ones, and how many of these
