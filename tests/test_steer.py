@@ -494,7 +494,7 @@ def test_a_stop_does_not_save_what_has_exploded(tmp_path):
     trainer.save(trainer.folder.checkpoint)
     saves = sorted(trainer.folder.checkpoint.iterdir())
 
-    def exploding(batch):
+    def exploding(batch, *how):
         signal.raise_signal(signal.SIGTERM)
         return {"loss": torch.tensor(math.nan)}
 
