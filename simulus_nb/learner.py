@@ -128,9 +128,8 @@ def losses_of(
     of_m = partial(world_model_loss, M, mean_of_all=team.mean_of_all,
                    record=config.train_m.prioritised > 0,
                    reward_weight=config.train_m.reward_weight)
-    losses = {"c": team.parallel(C, of_c), "critic": team.parallel(C, of_c, idle=True)}
-    if E is None or config.curiosity.only_collecting:
-        losses["m"] = team.parallel(M, make(of_m))
+    losses = {"m": team.parallel(M, make(of_m)),
+              "c": team.parallel(C, of_c), "critic": team.parallel(C, of_c, idle=True)}
     if E is not None:
         reads_along = make(partial(of_m, reader=E.loss))
         losses["curious m"] = team.parallel(nn.ModuleList([M, E]), reads_along)

@@ -297,9 +297,12 @@ def memory_shares(
 ) -> dict[str, int]:
     "{a setting and its value: bytes that go with it}, the largest first."
     parts, _ = needs(config, obs_spec, action_spec, precision)
-    with shapes_only():
+    with shapes_only(), torch.no_grad():
         agent, given = make_agent(config, obs_spec, action_spec), flat(config)
-    row = row_bytes(obs_spec, action_spec.count, agent.tokenizer.layout.S)
+        symbols = agent.tokenizer.layout.S
+        seen = blank_segment(1, 1, symbols, action_spec.count)
+        memory = agent.world_model.remember(seen.z, seen.action, seen.mask)     # of one dream
+    row = row_bytes(obs_spec, action_spec.count, symbols)
     found = {
         "--collect.capacity": config.collect.capacity * row,
         "--collect.num-envs": parts["play"].bytes
@@ -309,12 +312,9 @@ def memory_shares(
         found[width] = 16 * sum(p.numel() for p in getattr(agent, owner).parameters())
     if agent.curiosity is not None:
         found["--curiosity.heads"] = 16 * sum(p.numel() for p in agent.curiosity.parameters())
-    m = config.world_model
-    if m.sequence == "attention":       # keys and values that a batch of dreams looks back on
-        tokens = config.train_c.batch * m.attention.window * agent.world_model.sequence.block
-        width = 2 if precision == "bfloat16" else 4
-        found["--world-model.attention.window"] = (
-            2 * m.retnet.layers * m.retnet.width * tokens * width)
+    if config.world_model.sequence == "attention":
+        size = memory.nbytes // (2 if precision == "bfloat16" else 1)
+        found["--world-model.attention.window"] = config.train_c.batch * size
     value = lambda option: given[option.removeprefix("--").replace("-", "_")]
     return {f"{o} {value(o)}": found[o] for o in sorted(found, key=found.get, reverse=True)}
 

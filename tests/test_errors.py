@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from simulus_nb import doctor, rehearsal, trainer
 from simulus_nb.checkpoint import has_saves
 from simulus_nb.cli import EvaluateCommand, given_path, main, parse, typed
-from simulus_nb.config import catch, flat
+from simulus_nb.config import catch, flat, preset
 from simulus_nb.doctor import too_large
 from simulus_nb.files import ran_out, write_atomic, writing
-from simulus_nb.loop import STAGES, Diverged
+from simulus_nb.loop import STAGES, Diverged, make_agent
 from simulus_nb.rehearsal import Need, memory_shares, size_text
 from simulus_nb.replay import row_bytes
 from simulus_nb.run_folder import RunFolder, default_folder
@@ -435,6 +435,23 @@ def test_what_costs_most_comes_first(sizes, capacity, monkeypatch):
     assert shares[f"--collect.capacity {capacity}"] == capacity * row_bytes(obs, act.count, 4)
     options = {name.split()[0].removeprefix("--").replace("-", "_") for name in shares}
     assert options <= set(flat(config)) and len(options) == len(shares)     # what is advised exists
+
+
+@pytest.mark.parametrize("window", [12, 40])
+def test_what_dreams_look_back_on_is_named(window):
+    "The cache of a batch of dreams, as M makes it; retention has none that a setting changes."
+    config = preset("small").change({
+        "env": "CartPole-v1", "world_model.sequence": "attention", "train_m.segment": 12,
+        "train_c.horizon": 6, "world_model.attention.window": window})
+    obs, act = infer_specs(config)
+    shares = memory_shares(config, obs, act)
+    agent = make_agent(config, obs, act)
+    z, action = (torch.zeros(config.train_c.batch, 1, n).long()
+                 for n in (agent.tokenizer.layout.S, act.count))
+    memory = agent.world_model.remember(z, action, torch.ones(len(z), 1).bool())
+    assert shares[f"--world-model.attention.window {window}"] == memory.nbytes
+    plain = config.change({"world_model.sequence": "retnet", "world_model.attention.window": 20})
+    assert not [name for name in memory_shares(plain, obs, act) if "attention" in name]
 
 
 @given(st.integers(0, 2**70))

@@ -19,6 +19,7 @@ from simulus_nb.baselines import LEARN
 from simulus_nb.origin import git_commit, processor, versions
 from simulus_nb.run_setup import makers_of, prepare
 from simulus_nb.tasks import TASKS, make_row
+from trials import check_seeds
 
 PLAYERS = {"catch": ("dqn", "dqn-more", "ppo")}
 USUAL = ("dqn", "ppo")                          # of the other tasks
@@ -53,8 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("nbs/data/opponents.json"))
     options = parser.parse_args()
-    if kept := set(options.seeds) & {seed for task in TASKS.values() for seed in task.seeds}:
-        parser.error(f"seeds {sorted(kept)} are those of the tables: take others")
+    check_seeds(parser, options.seeds)
     for task in options.tasks:
         rows = [row for kind in ("usual", "ours", "own")
                 for row in rows_of(task, kind, options.seeds)]
