@@ -4,7 +4,8 @@
     python tools/small_speed.py ../before --store
 
 Two processes of one thread take turns, so that what else the machine does meets both alike; what
-is counted is the time of the processor, not of the clock."""
+is counted is the time of the processor, not of the clock. Both have the settings of the earlier
+presets; what those could not set is as the earlier code did it."""
 import argparse
 import json
 import os
@@ -18,18 +19,26 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parent.parent
 FILE = HOME / "nbs" / "results" / "small-speed.json"
 PRESETS = ("catch", "small", "minigrid", "control")
-PARTS = ("play", "V", "M", "C", "dream")
+PARTS = ("play", "encode", "batch of V", "V", "batch of M", "M", "batch of C", "C", "dream")
+PRODUCTS = {"aten::" + name for name in (
+    "mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution", "convolution_backward",
+    "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward")}
+UNITS = {"play": 16, "encode": 1_000}       # about so many in one call
+LATER = {"controller.value": "histogram", "train_c.average": 1.0}   # settings that came later
 
 
 def worker() -> None:
-    "Answer lines 'preset part calls' by the CPU milliseconds of a call; 'ops' instead: how many."
+    """Answer lines [what, preset, ...], what being one of `use` (settings; answers the preset's),
+    `counts` (of the parts in a run), `time` (part, calls: CPU milliseconds of one), `ops` and
+    `products` (part: how many operations, and the share of their CPU time that is products)."""
     import time
 
     import torch
+    from torch.profiler import ProfilerActivity, profile
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from simulus_nb.bench import Bench, run_counts
-    from simulus_nb.config import PRESETS
+    from simulus_nb.config import PRESETS, flat
 
     class Count(TorchDispatchMode):
         n = 0
@@ -38,30 +47,46 @@ def worker() -> None:
             self.n += 1
             return func(*args, **(kwargs or {}))
 
-    torch.set_num_threads(1)
-    stands = {}
-    for line in sys.stdin:
-        preset, part, calls = line.split()
-        if preset not in stands:
-            torch.manual_seed(0)
-            config = PRESETS[preset]().change({"threads": 1, "device": "cpu"})
-            stands[preset] = Bench(config).parts() | {"counts": run_counts(config)}
-        parts = stands[preset]
-        if part == "counts":
-            answer = parts["counts"]
-        elif part not in parts:
-            answer = None
-        elif calls == "ops":
-            with Count() as seen:
-                parts[part][0]()
-            answer = seen.n / parts[part][1]
-        else:
-            work, units = parts[part]
-            begin = time.process_time()
-            for _ in range(int(calls)):
+    counts, stands = {}, {}
+
+    def use(preset: str, settings: dict | None) -> dict:
+        own = flat(PRESETS[preset]())
+        before = settings or own
+        context = {"train_c.context": before["train_c.burn_in"]}        # M once read all of it
+        changes = {**LATER, **context, **before, "threads": 1, "device": "cpu"}
+        torch.manual_seed(0)
+        config = PRESETS[preset]().change({k: v for k, v in changes.items() if k in own})
+        counts[preset], stands[preset] = run_counts(config), Bench(config).parts()
+        return own
+
+    def spent(preset: str, part: str, calls: int) -> float | None:
+        if part not in stands[preset]:
+            return None
+        work, units = stands[preset][part]
+        begin = time.process_time()
+        for _ in range(calls):
+            work()
+        return 1e3 * (time.process_time() - begin) / calls / units
+
+    def ops(preset: str, part: str) -> float:
+        work, units = stands[preset][part]
+        with Count() as seen:
+            work()
+        return seen.n / units
+
+    def products(preset: str, part: str) -> float:
+        work, _ = stands[preset][part]
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            for _ in range(3):
                 work()
-            answer = 1e3 * (time.process_time() - begin) / int(calls) / units
-        print(json.dumps(answer), flush=True)
+        took = {e.key: e.self_cpu_time_total for e in seen.key_averages()}
+        return sum(t for name, t in took.items() if name in PRODUCTS) / sum(took.values())
+
+    answers = {"use": use, "counts": counts.get, "time": spent, "ops": ops, "products": products}
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        what, *words = json.loads(line)
+        print(json.dumps(answers[what](*words)), flush=True)
 
 
 class Library:
@@ -76,7 +101,7 @@ class Library:
         )
 
     def ask(self, *words) -> float | dict | None:
-        print(*words, file=self.process.stdin, flush=True)
+        print(json.dumps(words), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
     def commit(self) -> str:
@@ -88,20 +113,21 @@ class Library:
 
 def race(libraries: dict[str, Library], preset: str, part: str, repeats: int) -> dict | None:
     "CPU ms of a call: {who: {median, low, high}} over turns, {ratio: ...} of the pairs of turns."
-    first = libraries["before"].ask(preset, part, 3)
+    first = libraries["before"].ask("time", preset, part, 3)
     if first is None:
         return None
-    calls = max(1, round(150 / max(first, 0.01) / (16 if part == "play" else 1)))
-    ms, ops = {}, {}
+    calls = max(1, round(150 / max(first, 0.01) / UNITS.get(part, 1)))
+    ms, seen = {}, {}
     for who, library in libraries.items():
-        library.ask(preset, part, 3)
-        ms[who], ops[who] = [], library.ask(preset, part, "ops")
+        library.ask("time", preset, part, 3)
+        ms[who] = []
+        seen[who] = {what: library.ask(what, preset, part) for what in ("ops", "products")}
     for turn in range(repeats):
         for who in sorted(libraries, reverse=turn % 2):
-            ms[who].append(libraries[who].ask(preset, part, calls))
+            ms[who].append(libraries[who].ask("time", preset, part, calls))
     ratios = [a / b for a, b in zip(ms["now"], ms["before"])]
     spread = lambda x: dict(median=statistics.median(x), low=min(x), high=max(x))
-    return {who: spread(x) | {"ops": ops[who]} for who, x in ms.items()} | {"ratio": spread(ratios)}
+    return {who: spread(x) | seen[who] for who, x in ms.items()} | {"ratio": spread(ratios)}
 
 
 def main() -> None:
@@ -120,18 +146,25 @@ def main() -> None:
              "machine": platform.machine(), "repeats": args.repeats,
              "date": datetime.now(UTC).date().isoformat(), "parts": {}, "count": {}}
     for preset in args.presets:
-        found["count"][preset] = libraries["now"].ask(preset, "counts", 0)
+        settings = libraries["before"].ask("use", preset, None)
+        libraries["now"].ask("use", preset, settings)
+        found["count"][preset] = libraries["now"].ask("counts", preset)
         for part in args.parts:
             one = race(libraries, preset, part, args.repeats)
             if one is None:
                 continue
             found["parts"].setdefault(preset, {})[part] = one
             b, n, r = one["before"], one["now"], one["ratio"]
-            print(f"{preset:9}{part:6}{b['median']:9.2f} ->{n['median']:9.2f} ms   ratio "
+            print(f"{preset:9}{part:11}{b['median']:9.2f} ->{n['median']:9.2f} ms   ratio "
                   f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})   operations "
-                  f"{b['ops']:.0f} -> {n['ops']:.0f}", flush=True)
+                  f"{b['ops']:.0f} -> {n['ops']:.0f}, products {n['products']:.0%}", flush=True)
             if args.store:                                  # row by row: an interruption is no loss
                 FILE.write_text(json.dumps(found, indent=1) + "\n")
+        seconds = {who: sum(n * found["parts"][preset][part][who]["median"] / 1e3
+                            for part, n in found["count"][preset].items()
+                            if part in found["parts"][preset]) for who in libraries}
+        print(f"{preset:9}run        {seconds['before']:9.0f} ->{seconds['now']:9.0f} s    ratio "
+              f"{seconds['now'] / seconds['before']:.2f}", flush=True)
 
 
 if __name__ == "__main__":
