@@ -154,6 +154,8 @@ def fitted(algorithm: str, match: Match, more: bool = False) -> tuple[dict, str]
     if algorithm != "ppo":
         settings["buffer_size"] = min(settings.get("buffer_size", 1_000_000), max(match.steps, 1))
         settings["learning_starts"] = min(settings.get("learning_starts", 100), match.steps // 10)
+        if settings.get("train_freq", 1) > match.steps:         # not one round would fit
+            settings["train_freq"] = max(1, match.steps)
         if algorithm == "dqn":          # the default, every 10,000 steps, would often be never
             settings.setdefault("target_update_interval", max(1, match.steps // 100))
     else:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from simulus_nb import model_free
 from simulus_nb.baselines import PLAYERS, challenge, check_player, who_can
-from simulus_nb.model_free import PUBLISHED, ModelFree, Numbers, fitted, numbers, published
+from simulus_nb.model_free import (
+    PUBLISHED, ModelFree, Numbers, fitted, numbers, published, whole_rounds
+)
 from simulus_nb.players import (
     Match, Player, best_of_random, constants, play, rule_player, shortest, way
 )
@@ -186,6 +188,7 @@ def test_published_settings_are_arguments_there():
             found, source = fitted(algorithm, match)
             assert source and found.keys() >= published(algorithm, match.env)[0].keys()
             assert found.get("buffer_size", 0) <= 100 and found.get("learning_starts", 0) <= 10
+            assert 0 < whole_rounds(found, 100) <= 100
             found |= {"frame_stack": 1} if env == "ALE/" else {}
             ModelFree(algorithm, match, found).worlds.close()
 
