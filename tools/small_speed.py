@@ -165,7 +165,8 @@ def main() -> None:
             b, n, r = one["before"], one["now"], one["ratio"]
             print(f"{preset:9}{part:11}{b['median']:9.2f} ->{n['median']:9.2f} ms   ratio "
                   f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})   operations "
-                  f"{b['ops']:.0f} -> {n['ops']:.0f}, products {one['products']['median']:.0%}", flush=True)
+                  f"{b['ops']:.0f} -> {n['ops']:.0f}, products {one['products']['median']:.0%}",
+                  flush=True)
             if args.store:                                  # row by row: an interruption is no loss
                 FILE.write_text(json.dumps(found, indent=1) + "\n")
         seconds = {who: sum(n * found["parts"][preset][part][who]["median"] / 1e3
