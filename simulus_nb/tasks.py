@@ -204,7 +204,7 @@ def train(config: Config, prepare: Callable[[Config], RunState]) -> Found:
 EDITION = {"CartPole-v1": 2, "Pendulum-v1": 2}
 NOT_CURIOUS = {"curiosity.heads": 0, "curiosity.weight": 1.0, "curiosity.extrinsic": 1.0}
 OURS: dict[str, dict[str, Any]] = {          # {player: settings that it has otherwise}
-    "ours": {}, "ours-bfloat16": {"precision": "bfloat16"},
+    "ours": {}, HALF: {"precision": "bfloat16"},
     "ours-core": {**NOT_CURIOUS, "train_m.prioritised": 0.0},
     # reward against entropy as in Rooms with curiosity, whose true reward counts 30 times
     "ours-core-scaled": {**NOT_CURIOUS, "train_m.prioritised": 0.0,

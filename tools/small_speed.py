@@ -15,8 +15,6 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from simulus_nb.origin import processor
-
 HOME = Path(__file__).resolve().parent.parent
 FILE = HOME / "nbs" / "results" / "small-speed.json"
 PRESETS = ("catch", "small", "minigrid", "control")
@@ -149,6 +147,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         return worker()
+    from simulus_nb.bench import run_seconds            # a worker imports the library it measures
+    from simulus_nb.origin import processor
+
     libraries = {"before": Library(args.before), "now": Library(HOME)}
     found = {"commit": {who: one.commit() for who, one in libraries.items()},
              "machine": processor(), "repeats": args.repeats,
@@ -169,9 +170,10 @@ def main() -> None:
                   flush=True)
             if args.store:                                  # row by row: an interruption is no loss
                 FILE.write_text(json.dumps(found, indent=1) + "\n")
-        seconds = {who: sum(n * found["parts"][preset][part][who]["median"] / 1e3
-                            for part, n in found["count"][preset].items()
-                            if part in found["parts"][preset]) for who in libraries}
+        timed = found["parts"][preset]
+        count = {part: n for part, n in found["count"][preset].items() if part in timed}
+        seconds = {who: run_seconds(count, {part: timed[part][who]["median"] for part in count})
+                   / 1e3 for who in libraries}
         print(f"{preset:9}run        {seconds['before']:9.0f} ->{seconds['now']:9.0f} s    ratio "
               f"{seconds['now'] / seconds['before']:.2f}", flush=True)
 
